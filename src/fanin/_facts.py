@@ -1,0 +1,113 @@
+"""What is known of a model, as plain records. No torch.
+
+`_roles` (and later the graph) writes them; `_recipes` and the schemes read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ._fans import Fan
+
+# Roles: what a parameter is for. A scheme is a table of rows by role.
+WEIGHT_ROLES = (
+    "linear",  # a dense layer between other layers
+    "conv",
+    "conv_transpose",
+    "bilinear",
+    "q",
+    "k",
+    "v",
+    "qkv",  # q, k and v packed in one tensor
+    "attn_out",  # projects attention back to the residual stream
+    "ffn_in",
+    "ffn_gate",
+    "ffn_out",  # projects the feed-forward back to the residual stream
+    "rnn_in",
+    "rnn_hidden",
+    "rnn_proj",
+    "head",  # the last layer, whose outputs are logits or predictions
+)
+TABLE_ROLES = ("embed", "pos")
+SCALAR_ROLES = ("bias", "rnn_bias", "norm", "norm_bias", "slope", "attn_bias")
+FREE_ROLE = "free"  # a bare nn.Parameter: no rule can know what it is for
+ROLES = (*WEIGHT_ROLES, *TABLE_ROLES, *SCALAR_ROLES, FREE_ROLE)
+RESIDUAL_ROLES = ("attn_out", "ffn_out")  # these write into the residual stream
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """One slice of a packed parameter: rows ``start:stop`` along ``dim``.
+
+    Args:
+        name: ``q``, ``k``, ``v``; ``i``, ``f``, ``g``, ``o``; ``r``, ``z``, ``n``; ``padding``.
+        role: as for a parameter of its own.
+        fan: the slice's own fans.
+    """
+
+    name: str
+    dim: int
+    start: int
+    stop: int
+    role: str
+    fan: Fan | None = None
+
+
+@dataclass(frozen=True)
+class ParamInfo:
+    """One parameter (or one parametrized tensor) of a model.
+
+    Args:
+        name: canonical FQN; of a tie, the first name.
+        shape: logical shape, unsharded.
+        dtype: as torch prints it without the prefix: ``float32``.
+        role: one of `ROLES`.
+        module: FQN of the module that owns it (empty for the root).
+        kind: that module's class name.
+        fan: exact fans; None where the notion does not apply.
+        torch_fan: what torch.nn.init computes from the shape; None below 2 dimensions.
+        parts: slices that are initialised on their own.
+        aliases: the other names of a tie.
+        nonlinearity: name of the function applied to this layer's output; None if unknown.
+        slope: that function's parameter (leaky_relu's negative slope).
+        evidence: how the nonlinearity was found, as words for the plan's reasons.
+        depth: index among the weights that signal passes through, from 0 in order.
+        through: names behind a parametrization, written through it; empty otherwise.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str
+    module: str
+    kind: str
+    fan: Fan | None = None
+    torch_fan: Fan | None = None
+    parts: tuple[PartInfo, ...] = ()
+    aliases: tuple[str, ...] = ()
+    nonlinearity: str | None = None
+    slope: float | None = None
+    evidence: str = ""
+    depth: int = 0
+    through: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the schemes may ask about the whole model.
+
+    Args:
+        params: one record per parameter, in registration order.
+        layers: weight layers that signal passes through, one after the other.
+        branches: residual branches found by role (attention and feed-forward outputs).
+        normalised: a normalisation layer stands between the weight layers.
+        traced: nonlinearities were followed along one run of the model; else by module order.
+        notes: sentences for the head of the plan.
+    """
+
+    params: tuple[ParamInfo, ...]
+    layers: int = 0
+    branches: int = 0
+    normalised: bool = False
+    traced: bool = False
+    notes: tuple[str, ...] = field(default=())
