@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ._activations import Nonlinearity
 from ._fans import Fan
+from .distributions import Distribution
 
 # Roles: what a parameter is for. A scheme is a table of rows by role.
 WEIGHT_ROLES = (
@@ -66,12 +68,14 @@ class ParamInfo:
         kind: that module's class name.
         fan: exact fans; None where the notion does not apply.
         torch_fan: what torch.nn.init computes from the shape; None below 2 dimensions.
+        groups: of a grouped convolution; 1 for anything else.
         parts: slices that are initialised on their own.
         aliases: the other names of a tie.
-        nonlinearity: name of the function applied to this layer's output; None if unknown.
-        slope: that function's parameter (leaky_relu's negative slope).
-        evidence: how the nonlinearity was found, as words for the plan's reasons.
-        depth: index among the weights that signal passes through, from 0 in order.
+        alias_roles: the roles that the tensor has under those names.
+        activation: the function applied to the layer's output; for a bias, to its layer's;
+            None if none follows or it is not known.
+        evidence: how that was found, as words for the plan's reasons.
+        default: what today's PyTorch fills it with, None if unknown.
         through: names behind a parametrization, written through it; empty otherwise.
     """
 
@@ -83,12 +87,13 @@ class ParamInfo:
     kind: str
     fan: Fan | None = None
     torch_fan: Fan | None = None
+    groups: int = 1
     parts: tuple[PartInfo, ...] = ()
     aliases: tuple[str, ...] = ()
-    nonlinearity: str | None = None
-    slope: float | None = None
+    alias_roles: tuple[str, ...] = ()
+    activation: Nonlinearity | None = None
     evidence: str = ""
-    depth: int = 0
+    default: Distribution | None = None
     through: tuple[str, ...] = ()
 
 
@@ -101,6 +106,7 @@ class ModelFacts:
         layers: weight layers that signal passes through, one after the other.
         branches: residual branches found by role (attention and feed-forward outputs).
         normalised: a normalisation layer stands between the weight layers.
+        recurrent: it contains a recurrent layer.
         traced: nonlinearities were followed along one run of the model; else by module order.
         notes: sentences for the head of the plan.
     """
@@ -109,5 +115,6 @@ class ModelFacts:
     layers: int = 0
     branches: int = 0
     normalised: bool = False
+    recurrent: bool = False
     traced: bool = False
     notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,128 @@
+"""Plan + model: check everything, then hand each tensor to the writer. Nothing is half written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ._errors import ModelError, PlanError, closest
+from ._fill import check_fillable, fill_
+from ._roles import Slot, slots_of
+
+if TYPE_CHECKING:
+    from ._plan import InitPlan, Row
+
+SHOWN = 8  # differences named before the message turns into a count
+
+
+def apply_plan_(plan: InitPlan, model: nn.Module, *, seed: int = 0, only: str | Iterable[str] | None = None) -> nn.Module:
+    """Write ``plan`` into ``model``; see `InitPlan.fill_`."""
+    slots = {s.name: s for s in slots_of(model)}
+    _check_same_model(plan, slots)
+    rows = _chosen(plan, only)
+    for row in rows:
+        _check_writable(row, slots[row.name])
+    with torch.no_grad():
+        for row in rows:
+            _write(row, slots[row.name], seed)
+    return model
+
+
+def _check_same_model(plan: InitPlan, slots: dict[str, Slot]) -> None:
+    """Names, ties and shapes must agree; a partial plan may leave parameters out."""
+    problems = [
+        f"the model has no {r.name}{closest(r.name, slots)}" for r in plan.rows if r.name not in slots
+    ]
+    if not plan.partial:
+        planned = {n for r in plan.rows for n in (r.name, *r.aliases)}
+        problems += [f"the plan has no {n} (shape {list(s.tensor.shape)})" for n, s in slots.items() if n not in planned]
+    for row in plan.rows:
+        slot = slots.get(row.name)
+        if slot is None:
+            continue
+        if tuple(slot.tensor.shape) != row.shape:
+            problems.append(f"{row.name} has shape {list(slot.tensor.shape)}, the plan says {list(row.shape)}")
+        if set(slot.aliases) != set(row.aliases):
+            problems.append(
+                f"{row.name} is tied with {', '.join(slot.aliases) or 'nothing'}, "
+                f"the plan says {', '.join(row.aliases) or 'nothing'}"
+            )
+    if problems:
+        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        listed = "".join(f"\n  {p}" for p in problems[:SHOWN])
+        raise PlanError(
+            f"this plan is for another model; nothing was written:{listed}{more}\n"
+            "Make a plan for this model with fanin.plan(model, inputs), or pass a part with plan.select(glob)."
+        )
+
+
+def _chosen(plan: InitPlan, only: str | Iterable[str] | None) -> tuple[Row, ...]:
+    if only is None:
+        return plan.rows
+    globs = [only] if isinstance(only, str) else list(only)
+    names = {r.name for g in globs for r in plan.matching(g)}
+    return tuple(r for r in plan.rows if r.name in names)
+
+
+def _check_writable(row: Row, slot: Slot) -> None:
+    """Everything that could fail halfway is asked before the first write."""
+    if slot.through:
+        _check_parametrization(slot)
+    for distribution, part in _pieces(row, slot.tensor.detach()):
+        try:
+            check_fillable(part, distribution)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ModelError(f"{row.name}: {error} Nothing was written.") from error
+
+
+def _check_parametrization(slot: Slot) -> None:
+    """A parametrization can be written through only if it says how to invert itself."""
+    lists = getattr(slot.owner, "parametrizations", {})
+    for step in lists[slot.leaf] if slot.leaf in lists else ():
+        if not hasattr(step, "right_inverse"):
+            raise ModelError(
+                f"{slot.name} is computed by the parametrization {type(step).__name__}, which has no "
+                "right_inverse, so a starting value cannot be written through it. Define right_inverse, "
+                "or initialise before registering the parametrization. Nothing was written."
+            )
+
+
+def _pieces(row: Row, tensor: Tensor) -> list[tuple[object, Tensor]]:
+    pieces: list[tuple[object, Tensor]] = [
+        (p.distribution, tensor.narrow(p.dim, p.start, p.stop - p.start)) for p in row.packed
+    ]
+    return pieces if _tiled(row) else [(row.distribution, tensor), *pieces]
+
+
+def _tiled(row: Row) -> bool:
+    return bool(row.packed) and sum(p.stop - p.start for p in row.packed) == row.shape[row.packed[0].dim]
+
+
+def _write(row: Row, slot: Slot, seed: int) -> None:
+    target = torch.empty_like(slot.tensor) if slot.through else slot.tensor
+    if not _tiled(row):
+        fill_(target, row.distribution, key=row.name, seed=seed)
+    for p in row.packed:
+        part = target.narrow(p.dim, p.start, p.stop - p.start)
+        fill_(part, p.distribution, key=f"{row.name}:{p.name}", seed=seed)
+    if slot.through:
+        _write_through(slot, target)
+
+
+def _write_through(slot: Slot, value: Tensor) -> None:
+    """Set the parameters behind ``slot`` so that the module computes ``value``."""
+    own = slot.owner._parameters  # noqa: SLF001 - the hook-based norms keep their parts there
+    if slot.leaf in getattr(slot.owner, "parametrizations", {}):
+        setattr(slot.owner, slot.leaf, value)
+    elif f"{slot.leaf}_orig" in own:
+        own[f"{slot.leaf}_orig"].copy_(value)  # type: ignore[union-attr]
+    else:
+        magnitude, direction = own[f"{slot.leaf}_g"], own[f"{slot.leaf}_v"]
+        direction.copy_(value)  # type: ignore[union-attr]
+        kept = [d for d in range(value.dim()) if magnitude.shape[d] != 1]  # type: ignore[union-attr]
+        reduced = [d for d in range(value.dim()) if d not in kept]
+        magnitude.copy_(torch.linalg.vector_norm(value, dim=reduced or None, keepdim=True))  # type: ignore[union-attr]

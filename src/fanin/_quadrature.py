@@ -1,0 +1,192 @@
+"""Gaussian expectations: E[g(sqrt(q) z)] and E[f(u) f(v)], by Gauss-Legendre panels.
+
+A panel never straddles a kink: a node on one side of a jump says nothing of the other, and a
+rule that ignores this is wrong in the third digit (chi of ReLU .954 in place of .994). Panels
+that their halves contradict are halved again, so that sharp steps and unknown kinks cost
+evaluations, not digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._errors import InvalidValueError
+
+Array = NDArray[np.float64]
+Function = Callable[[Array], Array]
+
+ORDER = 20  # nodes a panel: exact for polynomials of degree 39
+REACH = 38.5  # exp(-38.5^2 / 2) is the last normal double: what lies beyond cannot be weighed
+DEPTH = 60  # halvings of one panel, down to a width of 1e-17
+TOLERANCE = 1e-14  # of a panel against its halves, relative to the whole integral
+
+# Breakpoints in units of z follow the weight; those in units of x = sqrt(q) z follow the
+# function, whose features (steps, exponentials) lie at |x| of order one whatever q is.
+_Z = np.array([0.0, 0.7, 1.5, 2.5, 3.5, 5.0, 7.0, 9.5, 13.0, 18.0, 25.0, REACH])
+_X = np.array([0.0, 0.1, 0.5, 1.5, 3.0, 6.0, 12.0, 24.0])
+# Two variables: 1e-12 of E f^2 is promised, and beyond 9 there is 1e-19 of the weight.
+_Z_PAIR = np.array([0.0, 1.1, 2.3, 3.8, 6.0, 9.0])
+
+
+@lru_cache(maxsize=1)
+def _rule() -> tuple[Array, Array]:
+    """Nodes on (0, 1) and their weights."""
+    nodes, weights = np.polynomial.legendre.leggauss(ORDER)
+    return (nodes + 1) / 2, weights / 2
+
+
+def _weight(z: Array) -> Array:
+    return np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+
+
+def _panel_sums(integrand: Function, left: Array, right: Array) -> Array:
+    """The rule on each panel [left, right]."""
+    nodes, weights = _rule()
+    width = right - left
+    z = left[:, None] + width[:, None] * nodes
+    values = integrand(z.ravel()).reshape(z.shape)
+    return np.asarray(width * (values @ weights))
+
+
+def _integral(integrand: Function, edges: Array) -> float:
+    """Integral over the panels between ``edges``, halving each one that its halves contradict."""
+    left, right = edges[:-1], edges[1:]
+    coarse = _panel_sums(integrand, left, right)
+    total, size = 0.0, float(np.abs(coarse).sum())
+    for _ in range(DEPTH):
+        middle = (left + right) / 2
+        halves_left, halves_right = np.concatenate([left, middle]), np.concatenate([middle, right])
+        fine = _panel_sums(integrand, halves_left, halves_right)
+        paired = fine[: len(left)] + fine[len(left) :]
+        size = max(size, float(np.abs(fine).sum()))
+        open_ = np.abs(paired - coarse) > TOLERANCE * size
+        total += float(paired[~open_].sum())
+        if not open_.any():
+            break
+        again = np.concatenate([open_, open_])
+        left, right, coarse = halves_left[again], halves_right[again], fine[again]
+    else:
+        total += float(coarse.sum())
+    return total
+
+
+def _edges(scale: float, kinks: Sequence[float], grid: Array) -> Array:
+    """Panel edges on +-grid for a function of ``scale * z`` with ``kinks`` in x."""
+    inner = np.concatenate([_X, np.abs(np.asarray(kinks, dtype=float))]) / scale
+    points = np.concatenate([grid, inner[inner < grid[-1]]])
+    return np.unique(np.concatenate([-points, points]))
+
+
+def expectation(g: Function, q: float = 1.0, kinks: Sequence[float] = ()) -> float:
+    r"""E[g(u)] for u ~ N(0, q).
+
+    .. math:: \int g(\sqrt q\, z)\, e^{-z^2/2} / \sqrt{2\pi}\; dz
+
+    Args:
+        g: elementwise, float64 to float64.
+        q: a variance, > 0.
+        kinks: where g or one of its first derivatives jumps, in units of u.
+
+    Returns:
+        The expectation, to about 1e-13 of E|g|.
+
+    Raises:
+        InvalidValueError: the integral is not a finite number.
+
+    >>> round(expectation(lambda u: np.maximum(u, 0.0) ** 2, 4.0, (0.0,)), 12)
+    2.0
+    """
+    scale = math.sqrt(q)
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = _integral(lambda z: g(scale * z) * _weight(z), _edges(scale, kinks, _Z))
+    if not math.isfinite(value):
+        raise InvalidValueError(
+            f"the function has no finite expectation under N(0, {q:g}); got {value}. "
+            "It must be finite for every finite input, and grow slower than exp(x^2 / 2q)."
+        )
+    return value
+
+
+def _smoothed(f: Function, shift: Array, spread: float, kinks: Array) -> Array:
+    """E[f(shift + spread * w)] for w ~ N(0, 1), for each entry of ``shift``: panels per entry."""
+    nodes, weights = _rule()
+    base = np.concatenate([-_Z_PAIR[:0:-1], _Z_PAIR])
+    reach = base[-1]
+    steep = spread > _X[1]  # a function of x may turn within a panel of w
+    features = np.concatenate([-_X, _X, kinks]) if steep else kinks
+    cuts = np.clip((features - shift[:, None]) / spread, -reach, reach)
+    edges = np.sort(np.concatenate([np.broadcast_to(base, (len(shift), len(base))), cuts], axis=1))
+    left, width = edges[:, :-1, None], np.diff(edges, axis=1)[:, :, None]
+    w = left + width * nodes
+    values = f((shift[:, None, None] + spread * w).ravel()).reshape(w.shape)
+    return np.asarray(np.einsum("ijk,ijk,k->i", values, _weight(w) * width, weights))
+
+
+def pair_expectation(f: Function, q: float, c: float, kinks: Sequence[float] = ()) -> float:
+    r"""E[f(u) f(v)] for u, v ~ N(0, q) with correlation c.
+
+    With ``u = sqrt(q |c|) z + sqrt(q (1 - |c|)) w`` and ``v`` alike (``-z`` if c < 0) but with its
+    own ``w``, the two are independent given z, so the expectation is that of ``h(z) h(+-z)``
+    where ``h`` is f smoothed over w.
+
+    Args:
+        f: elementwise, float64 to float64.
+        q: the common variance, > 0.
+        c: correlation in [-1, 1].
+        kinks: where f or one of its first derivatives jumps, in units of u.
+
+    Returns:
+        The expectation, to about 1e-12 of E f^2.
+
+    >>> round(pair_expectation(np.sin, 1.0, 0.5), 12), round(math.exp(-1) * math.sinh(0.5), 12)
+    (0.191700299169, 0.191700299169)
+    """
+    if abs(c) == 1.0:
+        return expectation(lambda u: f(u) * f(c * u), q, kinks)
+    points = np.asarray(kinks, dtype=float)
+    if c == 0.0:
+        return expectation(f, q, kinks) ** 2
+    shared, own = math.sqrt(q * abs(c)), math.sqrt(q * (1 - abs(c)))
+    sign = math.copysign(1.0, c)
+
+    def product(z: Array) -> Array:
+        h = _smoothed(f, shared * z, own, points)
+        return h * h if sign > 0 else h * _smoothed(f, -shared * z, own, points)
+
+    return _integral(lambda z: product(z) * _weight(z), _edges(shared, kinks, _Z_PAIR))
+
+
+def root(fn: Callable[[float], float], low: float, high: float) -> float:
+    """Where ``fn``, of opposite signs at ``low`` and ``high``, is zero; Ridders' method.
+
+    Source: C. Ridders, IEEE Trans. Circuits Syst. 26 (1979) 979.
+
+    >>> round(root(lambda x: x * x - 2, 0.0, 2.0), 12)
+    1.414213562373
+    """
+    at_low, at_high = fn(low), fn(high)
+    best = low if abs(at_low) < abs(at_high) else high
+    for _ in range(100):
+        if at_low == 0.0 or at_high == 0.0 or abs(high - low) <= 4e-16 * max(abs(low), abs(high)):
+            break
+        middle = (low + high) / 2
+        at_middle = fn(middle)
+        bend = math.sqrt(at_middle * at_middle - at_low * at_high)
+        if bend == 0.0:
+            return middle
+        new = middle + (middle - low) * math.copysign(1.0, at_low - at_high) * at_middle / bend
+        at_new = fn(new)
+        if abs(new - best) <= 4e-16 * abs(new):
+            return new
+        best = new
+        points = sorted([(low, at_low), (middle, at_middle), (new, at_new), (high, at_high)])
+        for (a, fa), (b, fb) in zip(points, points[1:], strict=False):
+            if (fa > 0) != (fb > 0):
+                low, at_low, high, at_high = a, fa, b, fb
+                break
+    return low if at_low == 0.0 else high if at_high == 0.0 else best

@@ -1,0 +1,20 @@
+"""The engine `fanin-1`: every random number is a function of (seed, name, row, column).
+
+No global state, no order: two tensors, two shards or two machines that ask for the same element
+get the same bits. This is the specification, in numpy; docs/engine.md states it in words.
+"""
+
+from .draws import (
+    bounded_normal as bounded_normal,
+)
+from .draws import (
+    normal as normal,
+)
+from .draws import (
+    truncated_normal as truncated_normal,
+)
+from .draws import (
+    uniform as uniform,
+)
+from .stream import ENGINE as ENGINE
+from .stream import Stream as Stream

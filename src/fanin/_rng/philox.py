@@ -1,0 +1,132 @@
+"""Which random word stands at (row, column): Philox4x32-10 behind a layout of tiles of 64.
+
+Column c lies in tile t = c >> 6, lane l = (c >> 4) & 3, place j = c & 15, and its word is output
+number l of the block whose counter is (16 t + j, row, s2, s3). Runs of 16 columns share a lane, so
+that vector units and GPUs store without a shuffle, and any element is reached in one block.
+
+Axes: R rows, C columns, B blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from .._errors import InvalidValueError
+from .stream import Stream
+
+Array = npt.NDArray
+Lane = npt.NDArray[np.uint32]
+
+ROW_LIMIT = 2**32
+COLUMN_LIMIT = 2**34
+LOW_WORDS = 0x80000000
+
+_ROUNDS = 10
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def philox(
+    counter: tuple[Array, Array, Array, Array], key: tuple[int, int]
+) -> tuple[Lane, Lane, Lane, Lane]:
+    """Four words per counter; 32-bit numbers in 64-bit containers, so that products are whole.
+
+    >>> zero = np.zeros(1, np.uint64)
+    >>> [f"{int(word[0]):08x}" for word in philox((zero, zero, zero, zero), (0, 0))]
+    ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 4.
+    """
+    c0, c1, c2, c3 = counter
+    for turn in range(_ROUNDS):
+        k0, k1 = ((k + turn * w) & 0xFFFFFFFF for k, w in zip(key, _WEYL, strict=True))
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1 = (p1 >> _HALF) ^ c1 ^ np.uint64(k0), p1 & _MASK
+        c2, c3 = (p0 >> _HALF) ^ c3 ^ np.uint64(k1), p0 & _MASK
+    return (
+        c0.astype(np.uint32),
+        c1.astype(np.uint32),
+        c2.astype(np.uint32),
+        c3.astype(np.uint32),
+    )
+
+
+def addresses(columns: Array) -> tuple[Array, Array]:
+    """The blocks that hold these columns, and the place of each column among their outputs.
+
+    Returns:
+        blocks: B counters, each once.
+        slots: C indices into the 4 B outputs, all blocks' lane 0 first, then lane 1, 2, 3.
+    """
+    block = ((columns >> 6) << 4) | (columns & 15)
+    lane = (columns >> 4) & 3
+    first, last = int(columns.min()) >> 6, int(columns.max()) >> 6
+    if 64 * (last - first + 1) <= 2 * columns.size:
+        blocks = np.arange(16 * first, 16 * last + 16, dtype=np.uint64)
+        return blocks, lane * blocks.size + (block - 16 * first)
+    blocks, place = np.unique(block, return_inverse=True)
+    return blocks.astype(np.uint64), lane * blocks.size + place.reshape(-1)
+
+
+def draw(
+    stream: Stream,
+    rows: Array,
+    columns: Array,
+    transform: Callable[..., Sequence[Array]],
+    *,
+    low: bool = False,
+) -> Array:
+    """``transform`` of the lanes of every block that is needed, gathered at (rows, columns).
+
+    Args:
+        stream: which table of words.
+        rows: R indices along the first axis of the whole tensor.
+        columns: C flat indices in the rest of it.
+        transform: (lane, partner lane) -> the values of both. With ``low``, each lane is a pair
+            (high words, low words).
+        low: whether the transform needs 64 random bits a value.
+
+    Returns:
+        R x C values.
+
+    Raises:
+        InvalidValueError: a row >= 2^32 or a column >= 2^34.
+    """
+    _check_limits(rows, columns)
+    blocks, slots = addresses(np.asarray(columns, np.int64))
+    lanes = _blocks(stream, rows, blocks, 0)
+    words: Sequence = lanes
+    if low:
+        words = list(zip(lanes, _blocks(stream, rows, blocks, LOW_WORDS), strict=True))
+    values = list(transform(words[0], words[1]))
+    if slots.max() >= 2 * blocks.size:
+        values += transform(words[2], words[3])
+    return np.take(np.concatenate(values, axis=1), slots, axis=1)
+
+
+def words(stream: Stream, rows: Array, columns: Array) -> Array:
+    """The R x C random words themselves, uint32."""
+    return draw(stream, rows, columns, lambda even, odd: (even, odd))
+
+
+def _blocks(stream: Stream, rows: Array, blocks: Array, flag: int) -> tuple[Lane, ...]:
+    k0, k1, s2, s3 = stream.words
+    shape = (len(rows), len(blocks))
+    row = np.broadcast_to(np.asarray(rows).astype(np.uint64)[:, None], shape)
+    block = np.broadcast_to(blocks[None, :], shape)
+    upper = (np.full((1, 1), s2, np.uint64), np.full((1, 1), s3 | flag, np.uint64))
+    return philox((block, row, *upper), (k0, k1))
+
+
+def _check_limits(rows: Array, columns: Array) -> None:
+    for what, index, limit in (("row", rows, ROW_LIMIT), ("column", columns, COLUMN_LIMIT)):
+        if index.min() < 0 or index.max() >= limit:
+            raise InvalidValueError(
+                f"{what} indices must lie in [0, {limit}); got "
+                f"{index.min()} to {index.max()}. Split the tensor and give each part its own key."
+            )

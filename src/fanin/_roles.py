@@ -1,0 +1,227 @@
+"""An nn.Module -> ModelFacts: every parameter by FQN, its ties, its role, what follows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+
+from ._errors import InvalidValueError, ModelError
+from ._facts import FREE_ROLE, RESIDUAL_ROLES, WEIGHT_ROLES, ModelFacts, ParamInfo
+from ._fans import shape_fan
+from ._follow import Followed, follow_modules, follow_run
+from ._layouts import Spec, specs_of
+
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_ROOTS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # noqa: SLF001
+
+
+def canonical(name: str, *, wrapped_root: bool = False) -> str:
+    """The FQN without what torch.compile, checkpointing, FSDP1 and DDP put in front of it.
+
+    >>> canonical("_orig_mod.h.0._checkpoint_wrapped_module.mlp.weight")
+    'h.0.mlp.weight'
+    """
+    name = _WRAPPERS.sub("", name)
+    return name.removeprefix("module.") if wrapped_root else name
+
+
+@dataclass
+class Slot:
+    """One tensor to initialise: the parameter, or what a parametrization computes from several.
+
+    Args:
+        name: canonical FQN of the logical tensor.
+        owner: the module that has it.
+        leaf: its attribute there.
+        tensor: the logical tensor.
+        through: FQNs of the parameters behind a parametrization.
+        aliases: further names of the same tensor.
+    """
+
+    name: str
+    owner: nn.Module
+    owner_name: str
+    leaf: str
+    tensor: Tensor
+    through: tuple[str, ...] = ()
+    aliases: list[str] = field(default_factory=list)
+
+
+def slots_of(model: nn.Module) -> list[Slot]:
+    """Every tensor to initialise, once, in registration order.
+
+    Raises:
+        ModelError: a parameter is lazy.
+    """
+    root = type(model).__name__ in _ROOTS
+    found: dict[object, Slot] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ParametrizationList) or ".parametrizations." in f".{path}.":
+            continue
+        fqn = canonical(f"{path}.", wrapped_root=root).removesuffix(".") if path else ""
+        for slot in _own_slots(module, fqn):
+            first = found.setdefault(_identity(slot), slot)
+            if first is not slot and slot.name not in (first.name, *first.aliases):
+                first.aliases.append(slot.name)
+    return list(found.values())
+
+
+def _identity(slot: Slot) -> object:
+    return (id(slot.owner), slot.leaf) if slot.through else id(slot.tensor)
+
+
+def _own_slots(module: nn.Module, fqn: str) -> Iterator[Slot]:
+    """The tensors that belong to ``module`` itself, in order of registration."""
+    prefix = f"{fqn}." if fqn else ""
+    behind = {leaf: names for leaf, names in _old_style(module).items()}
+    hidden = {n for names in behind.values() for n in names}
+    for leaf, parameter in module._parameters.items():  # noqa: SLF001 - keeps the order and skips none
+        if parameter is None or leaf in hidden:
+            continue
+        if isinstance(parameter, UninitializedTensorMixin):
+            raise ModelError(
+                f"{prefix}{leaf} is lazy and has no shape yet. Run the model once on an example batch, "
+                "then plan or initialise it."
+            )
+        yield Slot(f"{prefix}{leaf}", module, fqn, leaf, parameter)
+    if is_parametrized(module):
+        for leaf, parametrization in module.parametrizations.items():  # type: ignore[union-attr, operator]
+            behind[leaf] = tuple(f"parametrizations.{leaf}.{n}" for n, _ in parametrization.named_parameters())
+    for leaf, names in behind.items():
+        yield Slot(f"{prefix}{leaf}", module, fqn, leaf, getattr(module, leaf), tuple(f"{prefix}{n}" for n in names))
+
+
+def _old_style(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Tensors recomputed by the hooks of torch.nn.utils.weight_norm and spectral_norm."""
+    own = module._parameters  # noqa: SLF001
+    norms = {n[:-2]: (n, f"{n[:-2]}_v") for n in own if n.endswith("_g") and f"{n[:-2]}_v" in own}
+    spectral = {n[:-5]: (n,) for n in own if n.endswith("_orig") and f"{n[:-5]}_u" in module._buffers}  # noqa: SLF001
+    return {**norms, **spectral}
+
+
+def describe(model: nn.Module, example_inputs: Any = None) -> ModelFacts:
+    """What is known of ``model`` from its modules' types and what is seen to follow them.
+
+    With ``example_inputs`` the model is run once, without gradients and leaving no trace, to see
+    which function is applied to each layer's output, functional calls included. Without them, or
+    where the run fails, the order in which modules were registered stands in.
+
+    Raises:
+        ModelError: a parameter is lazy, or the model has none.
+    """
+    slots = slots_of(model)
+    if not slots:
+        raise ModelError(f"{type(model).__name__} has no parameters to initialise.")
+    specs = _all_specs(model)
+    weights = {id(s.tensor): s.name for s in slots if _role(specs.get(s.name)) in WEIGHT_ROLES}
+    weights |= _behind_parametrization(model, slots, specs)
+    followed = _follow(model, example_inputs, weights)
+    params = tuple(_info(slot, specs, followed) for slot in slots)
+    params = _with_biases(_with_head(params, followed))
+    branches = followed.branches or sum(p.role in RESIDUAL_ROLES for p in params)
+    return ModelFacts(
+        params,
+        layers=len(followed.order),
+        branches=branches,
+        normalised=any(isinstance(m, _NORMS) for m in model.modules()) or any(p.role == "norm" for p in params),
+        recurrent=any(p.role.startswith("rnn") for p in params),
+        traced=followed.traced,
+        notes=followed.notes,
+    )
+
+
+def _all_specs(model: nn.Module) -> dict[str, Spec]:
+    """Specs by canonical FQN; an outer module's word on an inner tensor counts first."""
+    root = type(model).__name__ in _ROOTS
+    specs: dict[str, Spec] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, spec in specs_of(module).items():
+            specs.setdefault(canonical(f"{path}.{leaf}" if path else leaf, wrapped_root=root), spec)
+    return specs
+
+
+def _role(spec: Spec | None) -> str:
+    return FREE_ROLE if spec is None else spec.role
+
+
+def _behind_parametrization(model: nn.Module, slots: list[Slot], specs: Mapping[str, Spec]) -> dict[int, str]:
+    """Identity of each parameter behind a parametrized weight -> the weight's name."""
+    parameters = {canonical(n): p for n, p in model.named_parameters(remove_duplicate=False)}
+    return {
+        id(parameters[n]): s.name
+        for s in slots
+        for n in s.through
+        if n in parameters and _role(specs.get(s.name)) in WEIGHT_ROLES
+    }
+
+
+def _follow(model: nn.Module, example_inputs: Any, weights: dict[int, str]) -> Followed:
+    if example_inputs is None:
+        note = "planned from module types and their order: no inputs were given, the graph was not analysed"
+        return replace(follow_modules(model, weights), notes=(note,))
+    try:
+        run = follow_run(model, example_inputs, weights)
+    except Exception as error:  # noqa: BLE001 - whatever the user's model raises, a plan can still be made
+        last = str(error).strip().splitlines()
+        note = (
+            f"planned from module types and their order: one run of the model failed "
+            f"({type(error).__name__}: {last[0] if last else ''}); the graph was not analysed"
+        )
+        return replace(follow_modules(model, weights), notes=(note,))
+    note = "planned from module types and one run of the model; the graph was not analysed"
+    return replace(run, notes=(note,))
+
+
+def _info(slot: Slot, specs: Mapping[str, Spec], followed: Followed) -> ParamInfo:
+    spec = specs.get(slot.name, Spec(FREE_ROLE))
+    shape = tuple(slot.tensor.shape)
+    seen = followed.after.get(slot.name)
+    activation, evidence = (seen, followed.evidence) if spec.role in WEIGHT_ROLES else (None, "")
+    if spec.nonlinearity and activation is None:
+        activation, evidence = followed.named(spec.nonlinearity), "its module applies it"
+    role = spec.role
+    if slot.name in followed.residual and role in ("linear", "conv", "conv_transpose"):
+        role = "ffn_out"
+    return ParamInfo(
+        name=slot.name,
+        shape=shape,
+        dtype=str(slot.tensor.dtype).removeprefix("torch."),
+        role=role,
+        module=slot.owner_name,
+        kind=type(slot.owner).__name__.removeprefix("Parametrized"),
+        fan=spec.fan,
+        torch_fan=shape_fan(shape) if len(shape) > 1 else None,
+        groups=spec.groups,
+        parts=spec.parts,
+        aliases=tuple(slot.aliases),
+        alias_roles=tuple(_role(specs.get(a)) for a in slot.aliases),
+        activation=activation,
+        evidence=evidence if spec.role in WEIGHT_ROLES else "",
+        default=spec.default,
+        through=slot.through,
+    )
+
+
+def _with_head(params: tuple[ParamInfo, ...], followed: Followed) -> tuple[ParamInfo, ...]:
+    """The last weight that signal passes through is the head, if it is a dense layer on its own."""
+    last = followed.order[-1] if followed.order else None
+    return tuple(
+        replace(p, role="head") if p.name == last and p.role == "linear" and p.activation is None else p
+        for p in params
+    )
+
+
+def _with_biases(params: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
+    """A bias shares its layer's nonlinearity: it is added before it."""
+    layers = {p.module: p for p in params if p.role in WEIGHT_ROLES and p.name.endswith("weight")}
+    return tuple(
+        replace(p, activation=layers[p.module].activation) if p.role == "bias" and p.module in layers else p
+        for p in params
+    )

@@ -1,0 +1,93 @@
+"""`edge_of_chaos`: nearby inputs neither merge nor fly apart, and every direction keeps its length."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from .._activations import Nonlinearity
+from .._errors import InvalidValueError, PlanError
+from .._facts import ModelFacts, ParamInfo
+from .._gains import edge_of_chaos
+from .._recipes import (
+    VECTORS,
+    Choice,
+    Rule,
+    Scheme,
+    always,
+    delta_orthogonal,
+    embeddings,
+    followed_by,
+    orthogonal,
+    rnn_hidden,
+    scaled,
+    weights,
+)
+from ..distributions import Constant, Normal
+from ..initializers import LecunNormal
+from .orthogonal import is_matrix
+
+DEEP = 10  # from this many layers on, a convolution's centre tap carries the signal alone
+
+
+def critical_point(activation: Nonlinearity, layers: int) -> tuple[float, float, float]:
+    """(q, sigma_w^2, sigma_b^2) with chi = sigma_w^2 E f'(sqrt(q) z)^2 = 1.
+
+    An odd function (tanh) is nearly linear for small q, and the spread of the Jacobian's singular
+    values grows like layers * q (Pennington et al. 2017 section 3), so q = min(1, 5/layers).
+    Others take q = 1, the second moment of standardised inputs.
+
+    Raises:
+        InvalidValueError: the nonlinearity has no edge of chaos there (sigmoid, softplus).
+    """
+    q = min(1.0, 5.0 / max(layers, 1)) if activation.odd else 1.0
+    return (q, *edge_of_chaos(activation, q=q))
+
+
+def critical(info: ParamInfo, facts: ModelFacts) -> Choice:
+    """Orthogonal (dense) or delta-orthogonal (deep convolution) at the edge of chaos."""
+    if info.activation is None:
+        return isometry(info, facts, 1.0, followed_by(info))
+    q, sigma_w2, _ = critical_point(info.activation, facts.layers)
+    return isometry(
+        info, facts, sqrt(sigma_w2), f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}; {followed_by(info)}"
+    )
+
+
+def isometry(info: ParamInfo, facts: ModelFacts, gain: float, why: str) -> Choice:
+    """The most isometric matrix that the weight's layout allows, times ``gain``."""
+    if not is_matrix(info):
+        return Choice(scaled(LecunNormal(), gain), f"normal (a {info.role} is no single matrix), {why}")
+    if info.role == "conv" and facts.layers >= DEEP and info.shape[0] >= info.shape[1]:
+        return Choice(delta_orthogonal(gain), f"delta-orthogonal (Xiao et al. 2018), {why}")
+    return Choice(orthogonal(gain), f"orthogonal, {why}")
+
+
+def critical_biases(info: ParamInfo, facts: ModelFacts) -> Choice | None:
+    """N(0, sigma_b^2) where the edge of chaos asks for it, else zero."""
+    if info.role != "bias" or info.activation is None:
+        return None
+    _, _, sigma_b2 = critical_point(info.activation, facts.layers)
+    if not sigma_b2:
+        return Choice(always(Constant(0.0)), "bias: zero, as the edge of chaos asks here")
+    return Choice(always(Normal(sqrt(sigma_b2))), f"bias: edge of chaos asks for variance {sigma_b2:.4g}")
+
+
+def _strict(info: ParamInfo, facts: ModelFacts) -> Choice:
+    try:
+        return critical(info, facts)
+    except InvalidValueError as error:
+        raise PlanError(
+            f"{info.name}: {error} Use scheme='auto' or 'kaiming', or override this weight."
+        ) from error
+
+
+WEIGHTS: Rule = weights(_strict)
+BIASES: Rule = critical_biases
+
+SCHEME = Scheme(
+    "edge_of_chaos",
+    "orthogonal at the order-to-chaos transition, biases included",
+    "Schoenholz et al. 2017, Deep Information Propagation, eq. 5; Pennington et al. 2017; Xiao et al. 2018",
+    (rnn_hidden, WEIGHTS, embeddings(), BIASES, *VECTORS),
+)
+
