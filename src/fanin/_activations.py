@@ -20,7 +20,8 @@ from functools import lru_cache
 import numpy as np
 
 from ._errors import InvalidValueError, finite, one_of
-from ._quadrature import Array, Function
+from ._normal import cdf
+from ._quadrature import Array, Function, bends, jumps, probe_grid
 
 Parameter = float | str
 SQRT_2PI = math.sqrt(2 * math.pi)
@@ -72,7 +73,6 @@ class Nonlinearity:
 # the functions -------------------------------------------------------------------------------
 
 erf: Function = np.vectorize(math.erf, otypes=[float])
-_erfc: Function = np.vectorize(math.erfc, otypes=[float])
 
 
 def _relu(x: Array) -> Array:
@@ -126,10 +126,6 @@ def _phi(x: Array) -> Array:
     return np.exp(-0.5 * x * x) / SQRT_2PI
 
 
-def _normal_cdf(x: Array) -> Array:
-    return 0.5 * _erfc(-x / math.sqrt(2.0))
-
-
 def _gelu_tanh_arg(x: Array) -> Array:
     """Twice the argument of tanh, because (1 + tanh(y)) / 2 is the sigmoid of 2 y."""
     return math.sqrt(8.0 / math.pi) * (x + 0.044715 * x**3)
@@ -145,7 +141,7 @@ def _dgelu_tanh(x: Array) -> Array:
 
 
 def _tanhshrink(x: Array) -> Array:
-    """x - tanh x. Near 0 from tanh's continued fraction x/(1+t), t = x²/(3+x²/(5+...)): no difference."""
+    """``x - tanh x``; near 0 from tanh = x/(1+t), t = x²/(3 + x²/(5 + ...)), without a difference."""
     square = np.minimum(x * x, 1.0)
     tail = np.full_like(x, 21.0)
     for odd in range(19, 1, -2):
@@ -170,7 +166,7 @@ def _dhardswish(x: Array) -> Array:
 
 
 def _turned(c: float) -> float:
-    """pi minus the angle whose cosine is c."""
+    """The supplement of the angle whose cosine is c."""
     return math.pi - math.acos(max(-1.0, min(1.0, c)))
 
 
@@ -220,7 +216,7 @@ def _gelu_slope_kernel(q: float, c: float) -> float:
 def slope_mixture(
     name: str, mean: float, mean_square: float, params: tuple[float, ...]
 ) -> Nonlinearity:
-    """x for x > 0, a x below, where the slope a differs from channel to channel.
+    """``x`` for x > 0, ``a x`` below, where the slope a differs from channel to channel.
 
     Args:
         name: the name it goes by.
@@ -244,6 +240,33 @@ def slope_mixture(
         kernel=lambda q, c: q * (mean * c + bend / 2 * _arc(c)),
         slope_kernel=lambda _, c: mean + bend / (2 * math.pi) * _turned(c),
     )
+
+
+def described(name: str, f: Function, df: Function) -> Nonlinearity:
+    """The nonlinearity of two functions alone: its kinks and symmetries are found numerically.
+
+    >>> snap = described("snap", lambda x: np.clip(x, -1, 2), lambda x: ((x > -1) & (x < 2)) * 1.0)
+    >>> snap.kinks, snap.saturating
+    ((-1.0, 2.0), True)
+    """
+    with np.errstate(all="ignore"):
+        x = probe_grid()
+        y = f(x)
+        leaps = jumps(f)
+        sharp = {*leaps, *jumps(df)}
+        soft = {b for b in bends(df) if all(abs(b - k) > 1e-3 * (1 + abs(k)) for k in sharp)}
+        at_minus_one, at_one = f(np.array([-1.0, 1.0]))
+        straight = np.abs(x) * np.where(x > 0, at_one, at_minus_one)
+        return Nonlinearity(
+            name,
+            f,
+            df,
+            kinks=tuple(sorted(sharp | soft)),
+            homogeneous=bool(np.allclose(y, straight, rtol=1e-12, atol=0.0)),
+            odd=bool(np.allclose(y, -f(-x), rtol=1e-12, atol=0.0)),
+            saturating=bool(np.abs(y).max() <= 1.01 * np.abs(y[np.abs(x) < 100.0]).max()),
+            jumps=bool(leaps),
+        )
 
 
 # the table -----------------------------------------------------------------------------------
@@ -391,7 +414,7 @@ def _hardtanh(min_val: float, max_val: float) -> Nonlinearity:
 
 
 def _softplus_of(beta: float, threshold: float) -> Nonlinearity:
-    """torch takes x itself where beta * x is above the threshold: a step of exp(-threshold)/beta."""
+    """As torch: x itself where beta * x is above the threshold, a step of exp(-threshold)/beta."""
     finite("softplus: beta", beta, above=0.0)
     return Nonlinearity(
         "softplus",
@@ -407,8 +430,8 @@ def _gelu(approximate: str) -> Nonlinearity:
         return Nonlinearity("gelu", _gelu_tanh, _dgelu_tanh, params=("tanh",))
     return Nonlinearity(
         "gelu",
-        lambda x: x * _normal_cdf(x),
-        lambda x: _normal_cdf(x) + x * _phi(x),
+        lambda x: x * cdf(x),
+        lambda x: cdf(x) + x * _phi(x),
         params=("none",),
         mean=lambda q: q / math.sqrt(2 * math.pi * (1 + q)),
         kernel=_gelu_kernel,
@@ -490,7 +513,11 @@ def nonlinearity(name: str, param: object = None) -> Nonlinearity:
     >>> str(nonlinearity("leaky_relu", 0.2))
     'leaky_relu(0.2)'
     """
-    if isinstance(name, str) and name in NOT_ELEMENTWISE:
+    if not isinstance(name, str):
+        raise InvalidValueError(
+            f"expected the name of a nonlinearity such as 'relu'; got {name!r}."
+        )
+    if name in NOT_ELEMENTWISE:
         raise InvalidValueError(
             f"{name} is not elementwise: each output depends on a whole row, so it has no gain. "
             "Use 'linear' for the layer that feeds it."

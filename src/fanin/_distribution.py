@@ -19,7 +19,7 @@ from ._normal import Array
 Shape = Sequence[int]
 
 
-class Value(ABC):
+class Value:
     """A frozen dataclass that is known by the name of its class and its constructor's arguments."""
 
     # Constructor's name of a field that is kept under another one.
@@ -96,13 +96,15 @@ def from_kind(what: str, kinds: Mapping[str, type[V]], data: Mapping[str, Any]) 
 
 
 def _parsed(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return from_kind("distribution", DISTRIBUTIONS, value)
     return float(value) if value in ("inf", "-inf") else value
 
 
-def assign(value: object, **attributes: object) -> None:
+def assign(owner: object, /, **attributes: object) -> None:
     """Set attributes of a frozen dataclass while it is being made."""
     for name, attribute in attributes.items():
-        object.__setattr__(value, name, attribute)
+        object.__setattr__(owner, name, attribute)
 
 
 def _elementwise(name: str, law: Callable[[Array], Array], x: Any) -> Any:
@@ -112,11 +114,12 @@ def _elementwise(name: str, law: Callable[[Array], Array], x: Any) -> Any:
         raise InvalidValueError(
             f"{name} must be a number or an array of numbers; got {x!r}."
         ) from None
-    out = law(values.ravel())
+    with np.errstate(over="ignore"):  # far beyond a tiny std is infinitely many sigmas away
+        out = law(values.ravel())
     return float(out[0]) if values.ndim == 0 else out.reshape(values.shape)
 
 
-class Distribution(Value):
+class Distribution(Value, ABC):
     """What a tensor is filled with.
 
     Of one element: ``mean``, ``std``, ``variance``, ``second_moment``, ``support``, `cdf` and `ppf`,
@@ -163,12 +166,12 @@ class Distribution(Value):
     @property
     def variance(self) -> float | None:
         """std^2."""
-        return None if self.std is None else self.std**2
+        return None if self.std is None else self.std * self.std
 
     @property
     def second_moment(self) -> float | None:
         """E[x^2] = variance + mean^2."""
-        return None if self.std is None or self.mean is None else self.std**2 + self.mean**2
+        return None if self.std is None or self.mean is None else self.std * self.std + self.mean * self.mean
 
     @overload
     def cdf(self, x: float) -> float: ...

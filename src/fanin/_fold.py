@@ -59,21 +59,47 @@ def _fold_once(folds: list[Fold[T]], alike: Callable[[T, T], bool]) -> list[Fold
     result: list[Fold[T]] = []
     at = 0
     while at < len(folds):
-        runs = ((_repeats(folds, at, period, alike), period) for period in _periods(folds, at))
-        count, period = max(
-            runs, key=lambda run: (run[0] * run[1] if run[0] > 1 else 0, -run[1]), default=(1, 1)
-        )
-        if count < 2:
-            count, period = 1, 1
+        period, count = _longest(folds, at, alike)
         result += [_merged(folds[at + i : at + count * period : period]) for i in range(period)]
         at += count * period
     return result
 
 
-def _periods(folds: list[Fold[T]], at: int) -> list[int]:
-    """Distances at which a name like the one at ``at`` comes again."""
-    end = min(len(folds), at + LONGEST_PERIOD + 1)
-    return [i - at for i in range(at + 1, end) if _step(folds[at].parts, folds[i].parts)]
+def _longest(folds: list[Fold[T]], at: int, alike: Callable[[T, T], bool]) -> tuple[int, int]:
+    """(rows of the block that begins at ``at``, how often it comes): the most rows, (1, 1) if none."""
+    best = (1, 1)
+    for period in range(1, min(LONGEST_PERIOD, (len(folds) - at) // 2) + 1):
+        count = _repeats(folds, at, period, alike)
+        if count * period > best[0] * best[1]:
+            best = (period, count)
+        if best[0] * best[1] + period > len(folds) - at:
+            break
+    return best
+
+
+def _repeats(folds: list[Fold[T]], at: int, period: int, alike: Callable[[T, T], bool]) -> int:
+    """How many times the block of ``period`` rows at ``at`` comes, one after the other; 0 if once."""
+    if not alike(folds[at].items[0], folds[at + period].items[0]):  # the quickest to rule out
+        return 0
+    step = _step(folds[at].parts, folds[at + period].parts)
+    if step is None or _same_group(folds, at - 1, step[0]):
+        return 0
+
+    def follows(i: int) -> bool:
+        first, this = folds[at + (i - at) % period], folds[i]
+        return (
+            len(first.items) == len(this.items)
+            and all(map(alike, first.items, this.items))
+            and _step(folds[i - period].parts, this.parts) == step
+        )
+
+    end = at + period
+    while end < len(folds) and follows(end):
+        end += 1
+    count = (end - at) // period
+    while count > 1 and _same_group(folds, at + count * period - 1, step[0]):
+        count -= 1
+    return count if count > 1 else 0
 
 
 def _step(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[int, int] | None:
@@ -84,34 +110,15 @@ def _step(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[int, int] | 
     if len(differ) != 1:
         return None
     a, b = first[differ[0]], second[differ[0]]
-    return (
-        (differ[0], int(b) - int(a))
-        if a.isdecimal() and b.isdecimal() and int(b) > int(a)
-        else None
+    grows = a.isdecimal() and b.isdecimal() and int(b) > int(a)
+    return (differ[0], int(b) - int(a)) if grows else None
+
+
+def _same_group(folds: list[Fold[T]], i: int, position: int) -> bool:
+    """Whether rows ``i`` and ``i + 1`` share their names up to ``position``: no place to cut."""
+    return 0 <= i < len(folds) - 1 and (
+        folds[i].parts[: position + 1] == folds[i + 1].parts[: position + 1]
     )
-
-
-def _repeats(folds: list[Fold[T]], at: int, period: int, alike: Callable[[T, T], bool]) -> int:
-    """How many times the block of ``period`` rows at ``at`` comes, one after the other."""
-    step = _step(folds[at].parts, folds[at + period].parts)
-
-    def follows(first: Fold[T], last: Fold[T], this: Fold[T]) -> bool:
-        return (
-            _step(last.parts, this.parts) == step
-            and len(first.items) == len(this.items)
-            and all(map(alike, first.items, this.items))
-        )
-
-    for start in range(at + period, len(folds), period):
-        block = zip(
-            folds[at : at + period],
-            folds[start - period : start],
-            folds[start : start + period],
-            strict=False,
-        )
-        if start + period > len(folds) or not all(follows(*trio) for trio in block):
-            return (start - at) // period
-    return (len(folds) - at) // period
 
 
 def _merged(folds: Sequence[Fold[T]]) -> Fold[T]:

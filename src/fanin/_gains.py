@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, wraps
+from itertools import pairwise
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -68,7 +69,7 @@ def _remembered(compute: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         nl = args[0]
         chosen = cached if isinstance(nl, Nonlinearity) and nl.fixed else compute
-        return chosen(*args, **kwargs)  # type: ignore[no-any-return]
+        return chosen(*args, **kwargs)
 
     return call
 
@@ -97,6 +98,12 @@ def _slope_kernel(nl: Nonlinearity, q: float, c: float) -> float:
     return own + q * c * slopes
 
 
+def _mean(nl: Nonlinearity, q: float) -> float:
+    if nl.odd or nl.gated:
+        return 0.0
+    return nl.mean(q) if nl.mean else expectation(nl.f, q, nl.kinks)
+
+
 def _second(nl: Nonlinearity, q: float) -> float:
     return _kernel(nl, q, 1.0) / nl.keep
 
@@ -107,11 +114,7 @@ def _slope(nl: Nonlinearity, q: float) -> float:
 
 @_remembered
 def _moments(nl: Nonlinearity, q: float) -> Moments:
-    if nl.odd or nl.gated:
-        mean = 0.0
-    else:
-        mean = nl.mean(q) if nl.mean else expectation(nl.f, q, nl.kinks)
-    return Moments(mean, _second(nl, q), _slope(nl, q))
+    return Moments(_mean(nl, q), _second(nl, q), _slope(nl, q))
 
 
 def moments(nl: Nonlinearity | str, q: float = 1.0) -> Moments:
@@ -206,7 +209,9 @@ def q_map(nl: Nonlinearity | str, q: float, sigma_w2: float, sigma_b2: float = 0
     return sigma_w2 * _second(nl, q) + sigma_b2
 
 
-def c_map(nl: Nonlinearity | str, c: float, sigma_w2: float, sigma_b2: float = 0.0, *, q: float = 1.0) -> float:
+def c_map(
+    nl: Nonlinearity | str, c: float, sigma_w2: float, sigma_b2: float = 0.0, *, q: float = 1.0
+) -> float:
     """C(c): the correlation of two inputs after a layer (Poole et al. 2016, eq. 5).
 
     Args:
@@ -241,7 +246,10 @@ def _c_rate(nl: Nonlinearity, c: float, sigma_w2: float, sigma_b2: float, q: flo
     # f' misses the jumps' share: fourth-order central difference of C, good to about 1e-9
     h = min(1e-3, (1 - c) / 4)
     near, far = (_c_map(nl, c + s * h, sigma_w2, sigma_b2, q) for s in (1, 2))
-    near, far = near - _c_map(nl, c - h, sigma_w2, sigma_b2, q), far - _c_map(nl, c - 2 * h, sigma_w2, sigma_b2, q)
+    near, far = (
+        near - _c_map(nl, c - h, sigma_w2, sigma_b2, q),
+        far - _c_map(nl, c - 2 * h, sigma_w2, sigma_b2, q),
+    )
     return (8 * near - far) / (12 * h)
 
 
@@ -260,7 +268,9 @@ def _sigmas(sigma_w2: float, sigma_b2: float) -> tuple[float, float]:
 # edge of chaos -------------------------------------------------------------------------------
 
 
-def edge_of_chaos(nl: Nonlinearity | str, *, q: float | None = None, sigma_b2: float | None = None) -> tuple[float, float]:
+def edge_of_chaos(
+    nl: Nonlinearity | str, *, q: float | None = None, sigma_b2: float | None = None
+) -> tuple[float, float]:
     """(sigma_w2, sigma_b2) with V(q) = q and chi = 1: see `fanin.edge_of_chaos`.
 
     >>> [round(s, 4) for s in edge_of_chaos("tanh")]
@@ -268,9 +278,15 @@ def edge_of_chaos(nl: Nonlinearity | str, *, q: float | None = None, sigma_b2: f
     """
     nl = _named(nl)
     if q is not None and sigma_b2 is not None:
-        raise InvalidValueError(f"give q or sigma_b2, not both: one decides the other; got q={q!r}, sigma_b2={sigma_b2!r}.")
+        raise InvalidValueError(
+            f"give q or sigma_b2, not both: one decides the other; got q={q!r}, sigma_b2={sigma_b2!r}."
+        )
     if nl.jumps or nl.keep < 1.0:
-        why = "it jumps, so C'(1) is infinite" if nl.jumps else "dropout keeps C(1) below 1 (Schoenholz et al. 2017, section 5)"
+        why = (
+            "it jumps, so C'(1) is infinite"
+            if nl.jumps
+            else "dropout keeps C(1) below 1 (Schoenholz et al. 2017, section 5)"
+        )
         raise InvalidValueError(f"{nl} has no edge of chaos: {why}.")
     if sigma_b2 is not None:
         return _edge_at_bias(nl, finite("sigma_b2", sigma_b2, least=0.0))
@@ -309,7 +325,7 @@ def _edge_at_bias(nl: Nonlinearity, sigma_b2: float) -> tuple[float, float]:
         sides = nl.df(np.array([-1e-300, 1e-300]))
         return 1 / float(np.mean(sides**2)), 0.0
     before = excess(grid[0]) if grid else 0.0
-    for low, high in zip(grid, grid[1:], strict=False):
+    for low, high in pairwise(grid):
         after = excess(high)
         if before < 0 <= after:
             return 1 / _slope(nl, math.exp(root(excess, low, high))), sigma_b2
@@ -323,11 +339,13 @@ def _edge_at_bias(nl: Nonlinearity, sigma_b2: float) -> tuple[float, float]:
 # depth scales --------------------------------------------------------------------------------
 
 
-def depth_scales(nl: Nonlinearity | str, sigma_w2: float, sigma_b2: float, *, q: float = 1.0) -> DepthScales:
+def depth_scales(
+    nl: Nonlinearity | str, sigma_w2: float, sigma_b2: float, *, q: float = 1.0
+) -> DepthScales:
     """Fixed points of V and C and the depths at which they are reached: see `fanin.depth_scales`.
 
-    >>> [round(x, 3) for x in depth_scales("gelu", 2.3517, 0.0)]
-    [0.0, 1.0, 0.588, 1.884, inf]
+    >>> [round(x, 3) for x in depth_scales("tanh", 25 / 9, 0.0)]
+    [1.178, 0.0, 1.21, 1.188, 12.118]
     """
     sigma_w2, sigma_b2 = _sigmas(sigma_w2, sigma_b2)
     return _depth_scales(_named(nl), sigma_w2, sigma_b2, finite("q", q, above=0.0))
@@ -344,7 +362,9 @@ def _depth_scales(nl: Nonlinearity, sigma_w2: float, sigma_b2: float, start: flo
     return DepthScales(q_star, c_star, sigma_w2 * _slope(nl, q), _depth(q_rate), _depth(c_rate))
 
 
-def _limit(nl: Nonlinearity, sigma_w2: float, q_star: float) -> tuple[Nonlinearity, float, float, float]:
+def _limit(
+    nl: Nonlinearity, sigma_w2: float, q_star: float
+) -> tuple[Nonlinearity, float, float, float]:
     """f, sigma_w2, sigma_b2 and q that have the maps of f as q goes to ``q_star``, 0 or infinity.
 
     Where f is straight on each side there, that is a leaky ReLU times a constant.

@@ -36,7 +36,7 @@ _quantile_object = np.frompyfunc(NormalDist().inv_cdf, 1, 1)
 
 def erfc(x: Array) -> Array:
     """The complementary error function, elementwise, as accurate as the C library's."""
-    return _erfc_object(x).astype(np.float64)
+    return np.asarray(_erfc_object(x), dtype=np.float64)
 
 
 def cdf(x: Array) -> Array:
@@ -47,11 +47,8 @@ def cdf(x: Array) -> Array:
 def ppf(u: Array) -> Array:
     """The inverse of Phi on [0, 1]; infinite at the ends."""
     inside = (u > 0.0) & (u < 1.0)
-    return np.where(
-        inside,
-        _quantile_object(np.where(inside, u, 0.5)).astype(np.float64),
-        np.where(u > 0.5, np.inf, -np.inf),
-    )
+    quantile = np.asarray(_quantile_object(np.where(inside, u, 0.5)), dtype=np.float64)
+    return np.where(inside, quantile, np.where(u > 0.5, np.inf, -np.inf))
 
 
 def step_cdf(x: Array, at: float) -> Array:
@@ -70,7 +67,7 @@ def mills(a: Array) -> Array:
     """Mills' ratio (1 - Phi(a)) / phi(a) for a >= 0.
 
     >>> mills(np.array([0.0, 20.0])).round(12).tolist()
-    [1.253314137316, 0.04987562113]
+    [1.253314137316, 0.049875930237]
     """
     far = a >= _FRACTION_FROM
     near = np.where(far, 0.0, a)
@@ -153,7 +150,7 @@ def _tail_ppf(a: float, width: float, u: Array, v: Array) -> Array:
     Newton's steps are monotone from ``u mass`` upwards, and from either upper bound downwards.
     """
     total = float(mass(_one(a), _one(width))[0])
-    out = np.empty_like(u)
+    out = np.full_like(u, width)
     small = u <= 0.5
     if small.any():
         goal = u[small] * total
@@ -162,18 +159,18 @@ def _tail_ppf(a: float, width: float, u: Array, v: Array) -> Array:
             return (goal - mass(_one(a), t)) * np.exp(t * (a + t / 2.0))
 
         out[small] = _monotone(rise, goal)
-    if not small.all():
-        goal = v[~small]
-        tiny = np.maximum(goal, np.finfo(np.float64).tiny)
-        bound = -2.0 * np.log(tiny) / (a + np.hypot(a, np.sqrt(-2.0 * np.log(tiny))))
-        start = np.minimum(bound, width * (1.0 - tiny))
+    large = ~small & (v > 0.0)
+    if large.any():
+        goal = v[large]
+        depth = np.sqrt(-2.0 * np.log(goal))
+        bound = depth * (depth / (a + np.hypot(a, depth)))
 
         def fall(t: Array) -> Array:
             rest = mass(a + t, np.maximum(width - t, 0.0))
             survival = rest * np.exp(-t * (a + t / 2.0)) / total
-            return rest * np.log(survival / tiny)
+            return rest * np.log(np.where(survival > 0.0, survival / goal, 1.0))
 
-        out[~small] = np.where(goal > 0.0, _monotone(fall, start), width)
+        out[large] = _monotone(fall, np.minimum(bound, width * (1.0 - goal)))
     return np.clip(out, 0.0, width)
 
 
@@ -190,31 +187,40 @@ def _monotone(step: Callable[[Array], Array], start: Array) -> Array:
 
 @lru_cache(maxsize=4096)
 def window_moments(low: float, high: float) -> tuple[float, float]:
-    """(mean as distance from the anchor, variance) of Z given low <= Z <= high, Z ~ N(0, 1).
+    """(mean as signed distance from the anchor, std) of Z given low <= Z <= high, Z ~ N(0, 1).
 
     Args:
         low: lower bound in sigmas, -oo allowed.
         high: upper bound in sigmas, > low, oo allowed.
 
-    >>> round(math.sqrt(window_moments(-2.0, 2.0)[1]), 12)
+    >>> mean, std = window_moments(-2.0, 2.0)
+    >>> round(std, 12)
     0.879625661034
     """
     if high <= 0.0:
-        mean, variance = window_moments(-high, -low)
-        return -mean, variance
+        mean, std = window_moments(-high, -low)
+        return -mean, std
     if low >= 0.0:
         t, p = _panel(low, high - low)
-        mean = float(t @ p / p.sum())
-        return mean, float((t - mean) ** 2 @ p / p.sum())
+        return _mean_std(t, p / p.sum())
     left, right = _panel(0.0, -low), _panel(0.0, high)
     t, p = np.concatenate([-left[0], right[0]]), np.concatenate([left[1], right[1]])
-    mean = _mean_astride(low, high, float(p.sum()))
-    return mean, float((t - mean) ** 2 @ p / p.sum())
+    total = float(p.sum())
+    return _mean_astride(low, high, total), _mean_std(t, p / total)[1]
+
+
+def _mean_std(t: Array, p: Array) -> tuple[float, float]:
+    scale = float(np.abs(t).max())  # so that squares of tiny positions do not underflow
+    unit = t / scale
+    mean = float(unit @ p)
+    return scale * mean, scale * math.sqrt(float((unit - mean) ** 2 @ p))
 
 
 def _mean_astride(low: float, high: float, total: float) -> float:
     """(phi(low) - phi(high)) / mass by expm1, exact also where the window is nearly symmetric."""
     near, far = min(-low, high), max(-low, high)
+    if near == far:
+        return 0.0
     size = math.exp(-near * near / 2.0) * -math.expm1(-(far - near) * (far + near) / 2.0) / total
     return size if high > -low else -size
 

@@ -73,7 +73,8 @@ def table(
         rows: cells as text; newlines and tabs count as spaces.
         width: columns of the terminal.
         kinds: one letter per column: ``n`` a name, shortened in the middle if need be; ``t``
-            prose, wrapped; ``r`` whole, to the right; ``l`` whole, to the left (the default).
+            prose, wrapped; ``c`` a call, wrapped before its parenthesis and between arguments;
+            ``r`` whole, to the right; ``l`` whole, to the left (the default).
 
     >>> print(table(("layer", "std"), [("fc1.weight", "0.02552"), ("fc2", "1")], kinds="nr"))
     layer           std
@@ -100,9 +101,11 @@ def _least(kind: str, cells: list[str], width: int) -> int:
     natural = max(map(len, cells))
     if kind == "n":
         return min(natural, max(NAME_LEAST, len(cells[0])))
-    if kind == "t":
-        longest = max((len(word) for cell in cells for word in cell.split()), default=0)
-        return min(natural, width, max(TEXT_LEAST, longest))
+    if kind in "tc":
+        words = [
+            word for cell in cells for word in (_opened(cell) if kind == "c" else cell).split()
+        ]
+        return min(natural, width, max([*map(len, words), TEXT_LEAST if kind == "t" else 1]))
     return natural
 
 
@@ -135,10 +138,7 @@ def _block(lines: list[list[str]], kinds: str, widths: list[int]) -> str:
 
 def _lines(cells: list[str], kinds: str, widths: list[int]) -> list[str]:
     """One row as one or, where prose wraps, several lines."""
-    columns = [
-        wrap(cell, w) if kind == "t" else [shorten(cell, w) if kind == "n" else cell]
-        for cell, kind, w in zip(cells, kinds, widths, strict=True)
-    ]
+    columns = [_fitted(*column) for column in zip(cells, kinds, widths, strict=True)]
     height = max(map(len, columns))
     padded = [column + [""] * (height - len(column)) for column in columns]
     return [
@@ -148,6 +148,41 @@ def _lines(cells: list[str], kinds: str, widths: list[int]) -> list[str]:
         ).rstrip()
         for parts in zip(*padded, strict=True)
     ]
+
+
+def _fitted(cell: str, kind: str, width: int) -> list[str]:
+    """One cell as the lines it takes."""
+    if len(cell) <= width or kind in "lr":
+        return [cell]
+    if kind == "n":
+        return [shorten(cell, width)]
+    return wrap(_opened(cell) if kind == "c" else cell, width)
+
+
+def _opened(call: str) -> str:
+    """``f(x)`` as ``f (x)``, where a line may break."""
+    return re.sub(r"(?<=\w)\(", " (", call)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    r"""A Markdown table; cells are escaped.
+
+    >>> print(markdown(("layer", "std"), [("h.*.w", "0.02")]))
+    | layer | std |
+    |---|---|
+    | h.\*.w | 0.02 |
+    """
+    titles, *lines = ([_escaped(str(cell)) for cell in row] for row in (header, *rows))
+    rule = f"|{'---|' * len(titles)}"
+    return "\n".join([_piped(titles), rule, *map(_piped, lines)])
+
+
+def _escaped(cell: str) -> str:
+    return re.sub(r"([\\|*_<`\[])", r"\\\1", " ".join(cell.split()))
+
+
+def _piped(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def sparkline(values: Iterable[float | None], log: bool = False, width: int = WIDTH) -> str:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from ._errors import TargetError, closest, one_of
 from ._fill import fill_
@@ -288,3 +290,35 @@ def _bound(spec: str, dtype: torch.dtype, given: str | None) -> int | None:
     if not 1 <= bound <= limit:
         raise TargetError(f"--input {spec}: the bound must be from 1 to {limit}; got {bound}.")
     return bound
+
+
+# losses --------------------------------------------------------------------------------------
+
+
+def random_cross_entropy(output: Any) -> torch.Tensor:
+    """Mean cross-entropy of a model's logits against classes drawn at random, the same every time.
+
+    Args:
+        output: logits, or a structure whose first floating tensor they are; classes along the
+            last axis, or along axis 1 of images (4 axes and more).
+
+    Raises:
+        TargetError: no floating tensor of at least two axes.
+    """
+    logits = next(
+        (t for t in tree_leaves(output) if torch.is_tensor(t) and t.is_floating_point()), None
+    )
+    if logits is None or logits.ndim < 2:
+        got = "none" if logits is None else f"shape {list(logits.shape)}"
+        raise TargetError(
+            f"--loss cross-entropy needs logits of shape (samples, ..., classes); got {got}."
+        )
+    scores = (logits.movedim(1, -1) if logits.ndim > 3 else logits).flatten(0, -2)
+    count, classes = scores.shape
+    drawn = torch.empty(count, dtype=torch.float64)
+    fill_(drawn, Uniform(0.0, float(classes)), key="labels")
+    labels = drawn.floor_().clamp_(max=classes - 1).long().to(scores.device)
+    return functional.cross_entropy(scores, labels)
+
+
+LOSSES = {"cross-entropy": random_cross_entropy}

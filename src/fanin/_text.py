@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from ._fold import Fold, fold
-from ._tables import number, sparkline, table, wrap
+from ._tables import markdown, number, sparkline, table, wrap
 
 if TYPE_CHECKING:
-    from ._plan import InitPlan, Packed, Row
+    from ._plan import InitPlan, Packed, PlanDiff, Row
     from ._report import Finding, Layer, Signal, SignalReport
 
 ENOUGH_ROWS = 24  # a report's table is folded, ever more freely, until it is this short
@@ -25,31 +26,56 @@ TOLERANCES = (1.2, 2.0, 10.0, 1e3, math.inf)  # how far figures may differ insid
 # plan ----------------------------------------------------------------------------------------
 
 
+PLAN_HEADER = ("parameter", "", "role", "fan", "std", "distribution", "why")
+
+
 def plan_text(plan: InitPlan) -> str:
-    """The plan as a table, each group's reasons under it, and the totals.
+    """The plan as a table; each row's reasons stand below it, under the number in its last column.
 
     Args:
         plan: an `InitPlan`.
     """
-    folds = fold(((r.name, r) for r in plan.rows), _same_start)
-    lines = wrap(
+    cells, reasons = _plan_cells(plan)
+    lines = wrap(_plan_title(plan))
+    if cells:
+        lines += ["", table(PLAN_HEADER, cells, kinds="nllrrcr"), ""]
+    for i, reason in enumerate(reasons, 1):
+        lines += wrap(reason, first=f"{f'[{i}]':<5}")
+    for row in plan.rows:
+        lines += wrap(_tie(row), first="*    ") if row.aliases else []
+    for note in plan.notes:
+        lines += wrap(note, first="note ")
+    return "\n".join(lines)
+
+
+def plan_markdown(plan: InitPlan) -> str:
+    """The plan as a Markdown table, reasons and notes as lists."""
+    cells, reasons = _plan_cells(plan)
+    points = [f"{i}. {reason}" for i, reason in enumerate(reasons, 1)]
+    points += [f"- \\* {_tie(row)}" for row in plan.rows if row.aliases]
+    points += [f"- {note}" for note in plan.notes]
+    return "\n".join([f"**{_plan_title(plan)}**", "", markdown(PLAN_HEADER, cells), "", *points])
+
+
+def _plan_title(plan: InitPlan) -> str:
+    return (
         f"fanin plan: scheme {plan.scheme}, {_count(len(plan.rows), 'parameter')} "
         f"({_size(sum(math.prod(r.shape) for r in plan.rows))} elements), rng {plan.rng}"
         f"{', partial' if plan.partial else ''}"
     )
-    reasons = list(dict.fromkeys(f.items[0].reasons for f in folds if f.items[0].reasons))
-    cells = [cell for f in folds for cell in _plan_rows(f, reasons)]
-    if cells:
-        header = ("parameter", "", "role", "fan", "std", "distribution", "why")
-        lines += ["", table(header, cells, kinds="nllrrtr"), ""]
-    for i, reason in enumerate(reasons, 1):
-        lines += wrap("; ".join(reason), first=f"{f'[{i}]':<5}")
-    tied = [r for r in plan.rows if r.aliases]
-    for row in tied:
-        lines += wrap(f"tied, drawn once: {row.name} = {' = '.join(row.aliases)}", first="*    ")
-    for note in plan.notes:
-        lines += wrap(note, first="note ")
-    return "\n".join(lines)
+
+
+def _tie(row: Row) -> str:
+    return f"tied, drawn once: {row.name} = {' = '.join(row.aliases)}"
+
+
+def _plan_cells(plan: InitPlan) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Rows of the table, and the distinct reasons that their marks point to."""
+    folds = fold(((r.name, r) for r in plan.rows), _same_start)
+    reasons = list(
+        dict.fromkeys("; ".join(f.items[0].reasons) for f in folds if f.items[0].reasons)
+    )
+    return [cell for f in folds for cell in _plan_rows(f, reasons)], reasons
 
 
 def _same_start(a: Row, b: Row) -> bool:
@@ -62,26 +88,37 @@ def _same_start(a: Row, b: Row) -> bool:
     return content(a) == content(b)
 
 
-def _plan_rows(f: Fold[Row], reasons: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+def _plan_rows(f: Fold[Row], reasons: list[str]) -> list[tuple[str, ...]]:
     row = f.items[0]
-    mark = f"[{reasons.index(row.reasons) + 1}]" if row.reasons else ""
+    mark = f"[{reasons.index('; '.join(row.reasons)) + 1}]" if row.reasons else ""
     name = f.name + (" *" if row.aliases else "")
-    start = (row.role, number(row.fan_in), number(row.std), str(row.distribution), mark)
+    start = (row.role, number(row.fan_in), number(row.std), drawn(row.distribution), mark)
     slices = [
-        ("  :" + ",".join(p.name for p in group), "", "", number(fan), number(std), str(drawn), "")
-        for (fan, std, drawn), group in _slices(row.packed)
+        (
+            f"  :{','.join(p.name for p in same)}",
+            "",
+            "",
+            number(fan),
+            number(std),
+            drawn(distribution),
+            "",
+        )
+        for (fan, std, distribution), same in _slices(row.packed)
     ]
-    return [(name, f.times, *start), *(slices if _tells_more(row, slices) else ())]
+    whole = len(slices) == 1 and row.packed[0].distribution == row.distribution
+    return [(name, f.times, *start), *(() if whole else slices)]
 
 
 def _slices(packed: tuple[Packed, ...]) -> list[tuple[tuple[Any, ...], list[Packed]]]:
     """Neighbouring slices that start alike, together."""
-    key = lambda p: (p.fan_in, p.std, p.distribution)  # noqa: E731 - named for groupby
-    return [(k, list(group)) for k, group in groupby(packed, key)]
+    return [
+        (k, list(same)) for k, same in groupby(packed, lambda p: (p.fan_in, p.std, p.distribution))
+    ]
 
 
-def _tells_more(row: Row, slices: list[tuple[str, ...]]) -> bool:
-    return len(slices) > 1 or any(p.distribution != row.distribution for p in row.packed)
+def drawn(distribution: object) -> str:
+    """A distribution as its constructor's call, by position: ``TruncatedNormal(0.02, 3)``."""
+    return re.sub(r"\b[a-z_]+=", "", str(distribution))
 
 
 def _size(n: int) -> str:
@@ -99,117 +136,143 @@ def _count(n: int, noun: str) -> str:
 # report --------------------------------------------------------------------------------------
 
 
+REPORT_HEADER = ("layer", "", "op", "act", "corr", "grad", "dead", "sat", "FAN")
+
+
 def report_text(report: SignalReport) -> str:
     """The signal at each layer, what was found, why, and what to do.
 
     Args:
         report: a `SignalReport`; measured figures are shown where there are any, else predicted.
     """
-    layers = list(report.layers)
-    flags = _flags(report.findings)
-    signals = [_signal(layer) for layer in layers]
-    lines = [f"fanin report: {_count(len(layers), 'layer')}, {_source(layers)}"]
-    if layers:
-        header = ("layer", "", "op", "act", "corr", "grad", "dead", "sat", "")
-        cells = [_layer_row(f, flags) for f in _fold_layers(layers, flags)]
-        lines += ["", table(header, cells, kinds="nllrrrrrl"), ""]
-        lines += _spark("act ", [s and s.act_rms for s in signals])
-        lines += _spark("grad", [s and s.grad_rms for s in signals])
+    lines = wrap(_report_title(report))
+    if report.layers:
+        lines += ["", table(REPORT_HEADER, _report_cells(report), kinds="nllrrrrrc"), ""]
+        signals = [layer.signal for layer in report.layers]
+        lines += _spark("act ", [s.act_rms for s in signals])
+        lines += _spark("grad", [s.grad_rms for s in signals])
     for finding in report.findings:
-        lines += ["", *finding_lines(finding)]
-    return "\n".join([*lines, "", *wrap(_footer(report))])
+        lines += ["", *_finding_lines(finding)]
+    lines += ["", *(line for note in report.notes for line in wrap(note, first="note "))]
+    return "\n".join([*lines, *wrap(_footer(report))])
 
 
-def finding_lines(finding: Finding) -> list[str]:
-    """One finding: what, where; why; fix."""
-    where = f" at {finding.where}" if finding.where and finding.where not in finding.message else ""
-    lines = wrap(f"{finding.code} {finding.severity}  {finding.message}{where}", rest="  ")
-    lines += wrap(finding.why, first="  why  ") if finding.why else []
-    return lines + (wrap(finding.fix, first="  fix  ") if finding.fix else [])
+def report_markdown(report: SignalReport) -> str:
+    """The report as a Markdown table and a list of findings."""
+    points = [
+        f"- **{f.code} {f.severity}** {_what(f)}\n  - why: {f.why}\n  - fix: {f.fix}"
+        for f in report.findings
+    ]
+    points += [f"- {note}" for note in report.notes]
+    rows = markdown(REPORT_HEADER, _report_cells(report))
+    return "\n".join([f"**{_report_title(report)}**", "", rows, "", *points, "", _footer(report)])
 
 
-def _fold_layers(layers: list[Layer], flags: dict[str, str]) -> list[Fold[Layer]]:
-    """Fold with the tightest tolerance that gives a table short enough to read."""
-    folds: list[Fold[Layer]] = []
+def _report_title(report: SignalReport) -> str:
+    kinds = ("measured", "predicted")
+    known = [kind for kind in kinds if any(getattr(layer, kind) for layer in report.layers)]
+    title = (
+        f"fanin report: {_count(len(report.layers), 'op')} {' and '.join(known)} in {report.dtype}"
+    )
+    chance = f" (chance {number(report.chance)})" if report.chance is not None else ""
+    return title + (f", loss {number(report.loss)}{chance}" if report.loss is not None else "")
+
+
+def _report_cells(report: SignalReport) -> list[tuple[str, ...]]:
+    """The input, then the layers, folded with the tightest tolerance that gives a short table."""
+    flags = _flags(report)
+    named = [
+        (layer.name or "(model)", (layer, flags.get(i, "")))
+        for i, layer in enumerate(report.layers)
+    ]
+    folds: list[Fold[tuple[Layer, str]]] = []
     for tolerance in TOLERANCES:
-        folds = fold(
-            ((layer.name or "(root)", layer) for layer in layers), _similar(tolerance, flags)
-        )
+        folds = fold(named, _similar(tolerance))
         if len(folds) <= ENOUGH_ROWS:
             break
-    return folds
+    rows = [_layer_row(f) for f in folds]
+    return (
+        rows
+        if report.inputs is None
+        else [("(input)", "", "", *_figures([report.inputs]), ""), *rows]
+    )
 
 
-def _similar(tolerance: float, flags: dict[str, str]) -> Callable[[Layer, Layer], bool]:
-    def alike(a: Layer, b: Layer) -> bool:
-        s, t = _signal(a), _signal(b)
-        if (
-            (a.op, len(a.shape), flags.get(a.name)) != (b.op, len(b.shape), flags.get(b.name))
-            or not s
-            or not t
-        ):
-            return False
-        return _near(s.act_rms, t.act_rms, tolerance) and _near(s.grad_rms, t.grad_rms, tolerance)
+def _flags(report: SignalReport) -> dict[int, str]:
+    """Layer's index -> codes, less their ``FAN``, of the findings that begin there."""
+    first: dict[str, int] = {}
+    for i, layer in enumerate(report.layers):
+        first.setdefault(layer.name, i)
+    places = [
+        (first[f.where], f.code.removeprefix("FAN"))
+        for f in report.findings
+        if f.where and f.where in first
+    ]
+    return {i: " ".join(dict.fromkeys(code for at, code in places if at == i)) for i, _ in places}
+
+
+def _similar(tolerance: float) -> Callable[[tuple[Layer, str], tuple[Layer, str]], bool]:
+    def alike(a: tuple[Layer, str], b: tuple[Layer, str]) -> bool:
+        (x, flag), (y, other) = a, b
+        s, t = x.signal, y.signal
+        return (
+            (x.op, len(x.shape), flag) == (y.op, len(y.shape), other)
+            and _near(s.act_rms, t.act_rms, tolerance)
+            and _near(s.grad_rms, t.grad_rms, tolerance)
+        )
 
     return alike
 
 
 def _near(a: float | None, b: float | None, tolerance: float) -> bool:
-    if not a or not b or not (math.isfinite(a) and math.isfinite(b)):
-        return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
+    if a is None or b is None:
+        return a is b
+    if not (a and b and math.isfinite(a) and math.isfinite(b)):
+        return a == b or (math.isnan(a) and math.isnan(b))
     return max(a, b) <= tolerance * min(a, b)
 
 
-def _signal(layer: Layer) -> Signal | None:
-    return layer.measured or layer.predicted
+def _layer_row(f: Fold[tuple[Layer, str]]) -> tuple[str, ...]:
+    layer, flag = f.items[0]
+    return (f.name, f.times, layer.op, *_figures([x.signal for x, _ in f.items]), flag)
 
 
-def _layer_row(f: Fold[Layer], flags: dict[str, str]) -> tuple[str, ...]:
-    signals = [s for s in map(_signal, f.items) if s]
+def _figures(signals: Sequence[Signal]) -> list[str]:
+    """Each column of the table; of several layers the first and the last value."""
 
-    def ends(field: str, form: Callable[[float | None], str]) -> str:
-        shown = [form(getattr(s, field)) for s in signals]
-        if not shown:
-            return "-"
-        return shown[0] if shown[0] == shown[-1] else f"{shown[0]}..{shown[-1]}"
+    def ends(
+        field: str, form: Callable[[float | None], str], brief: Callable[[float | None], str]
+    ) -> str:
+        first, last = (getattr(signal, field) for signal in (signals[0], signals[-1]))
+        return form(first) if form(first) == form(last) else f"{brief(first)}..{brief(last)}"
 
-    figures = [
-        ends("act_rms", _figure), ends("correlation", _correlation), ends("grad_rms", _figure),
-        ends("dead", _percent), ends("saturated", _percent),
-    ]  # fmt: skip
-    return (f.name, f.times, f.items[0].op, *figures, flags.get(f.items[0].name, ""))
+    return [
+        ends("act_rms", _figure, _brief),
+        ends("correlation", _correlation, _correlation),
+        ends("grad_rms", _figure, _brief),
+        ends("dead", _percent, _percent),
+        ends("saturated", _percent, _percent),
+    ]
 
 
 def _figure(value: float | None) -> str:
     return number(value, 3)
 
 
+def _brief(value: float | None) -> str:
+    """For a range: of the very small the magnitude is enough."""
+    return number(value, 2 if value is None or abs(value) >= 1e-3 else 1)
+
+
 def _correlation(value: float | None) -> str:
     """Two decimals; near 1 the distance from it, for there it decides: ``1-2e-6``."""
     if value is None or math.isnan(value):
         return number(value)
-    if 0.995 < value < 1.0:
-        return f"1-{number(1.0 - value, 1)}"
-    return f"{value:.2f}"
+    return f"1-{number(1.0 - value, 1)}" if 0.995 < value < 1.0 else f"{value:.2f}"
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f}%"
-
-
-def _flags(findings: Iterable[Finding]) -> dict[str, str]:
-    """Layer name -> codes of the findings there."""
-    flags: dict[str, str] = {}
-    for finding in findings:
-        flags[finding.where] = (
-            f"{flags[finding.where]} {finding.code}" if finding.where in flags else finding.code
-        )
-    return flags
-
-
-def _source(layers: list[Layer]) -> str:
-    known = [name for name in ("measured", "predicted") if any(getattr(x, name) for x in layers)]
-    return " and ".join(known)
+    return "-" if value is None else f"{number(100 * value, 2)}%"
 
 
 def _spark(title: str, values: Sequence[float | None]) -> list[str]:
@@ -218,19 +281,71 @@ def _spark(title: str, values: Sequence[float | None]) -> list[str]:
     if len(known) < 3:
         return []
     bars = sparkline(values, log=True, width=40)
-    return [f"{title}  {bars}  {_figure(known[0])} to {_figure(known[-1])} (log)"]
+    return [f"{title}  {bars}  {_figure(known[0])} to {_figure(known[-1])}, log scale"]
+
+
+def _what(finding: Finding) -> str:
+    told = not finding.where or finding.where in finding.message
+    return finding.message if told else f"{finding.where}: {finding.message}"
+
+
+def _finding_lines(finding: Finding) -> list[str]:
+    """One finding: what and where; why; fix."""
+    lines = wrap(f"{finding.code} {finding.severity}  {_what(finding)}", rest="  ")
+    lines += wrap(finding.why, first="  why  ") if finding.why else []
+    return lines + (wrap(finding.fix, first="  fix  ") if finding.fix else [])
 
 
 def _footer(report: SignalReport) -> str:
-    kinds = [
-        "error",
-        "warning",
-        *sorted({f.severity for f in report.findings} - {"error", "warning"}),
-    ]
-    counts = [_count(n, k) for k in kinds if (n := sum(f.severity == k for f in report.findings))]
-    verdict = ", ".join(counts) or "no findings"
-    more = f"; more: fanin explain {report.findings[0].code}" if report.findings else ""
-    return f"{report.coverage}; {verdict}{more}"
+    found = [f.severity for f in report.findings]
+    counts = [_count(found.count(kind), kind) for kind in dict.fromkeys(found)]
+    more = f"; more: fanin explain {report.findings[0].code}" if found else ""
+    return f"{report.coverage}; {', '.join(counts) or 'no findings'}{more}"
+
+
+# diff ----------------------------------------------------------------------------------------
+
+
+def diff_text(diff: PlanDiff) -> str:
+    """What changes from one plan to another, repeated blocks once.
+
+    Args:
+        diff: a `PlanDiff`.
+    """
+    if not diff:
+        return "the plans write the same values"
+    words = [f"- {r.name}  {drawn(r.distribution)}" for r in diff.removed]
+    words += [f"+ {r.name}  {drawn(r.distribution)}" for r in diff.added]
+    lines = [line for text in words for line in wrap(text, rest="    ")]
+    for f in fold(((a.name, (a, b)) for a, b in diff.changed), _same_change):
+        lines += wrap(f"~ {f.name} {f.times}")
+        lines += [line for text in _changes(*f.items[0]) for line in wrap(text, first="    ")]
+    total = f"{len(diff.removed)} removed, {len(diff.added)} added, {len(diff.changed)} changed"
+    return "\n".join([*lines, "", total])
+
+
+def _same_change(a: tuple[Row, Row], b: tuple[Row, Row]) -> bool:
+    return _same_start(a[0], b[0]) and _same_start(a[1], b[1])
+
+
+def _changes(a: Row, b: Row) -> Iterator[str]:
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        yield f"{a.dtype} {list(a.shape)} -> {b.dtype} {list(b.shape)}"
+    if a.distribution != b.distribution:
+        ratio = f", std x{number(b.std / a.std)}" if a.std and b.std and a.std != b.std else ""
+        yield f"{drawn(a.distribution)} -> {drawn(b.distribution)}{ratio}"
+    elif a.packed != b.packed:
+        yield f"{_slice_words(a)} -> {_slice_words(b)}"
+    for field in ("role", "fan_in", "fan_out", "nonlinearity", "aliases"):
+        old, new = getattr(a, field), getattr(b, field)
+        if old != new:
+            yield f"{field} {old} -> {new}"
+    if a.reasons != b.reasons:
+        yield f"why: {'; '.join(b.reasons)}"
+
+
+def _slice_words(row: Row) -> str:
+    return " ".join(f":{p.name} {drawn(p.distribution)}" for p in row.packed) or "no slices"
 
 
 # HTML ----------------------------------------------------------------------------------------

@@ -4,17 +4,12 @@ No global state, no order: two tensors, two shards or two machines that ask for 
 get the same bits. This is the specification, in numpy; docs/engine.md states it in words.
 """
 
-from .draws import (
-    bounded_normal as bounded_normal,
-)
-from .draws import (
-    normal as normal,
-)
-from .draws import (
-    truncated_normal as truncated_normal,
-)
-from .draws import (
-    uniform as uniform,
-)
+from .draws import bounded_normal as bounded_normal
+from .draws import normal as normal
+from .draws import ranked as ranked
+from .draws import thresholds as thresholds
+from .draws import truncated_normal as truncated_normal
+from .draws import uniform as uniform
+from .orthogonal import haar as haar
 from .stream import ENGINE as ENGINE
 from .stream import Stream as Stream

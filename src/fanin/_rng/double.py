@@ -82,12 +82,11 @@ def open_uniform(pair: Pair) -> tuple[Array, Array]:
     return u, rest
 
 
-def quantile(below: Array, above: Array) -> Array:
-    """z with Phi(z) = below, where above = 1 - below; both in [1e-300, 1).
+def quantile(below: Array, above: Array, q: Array) -> Array:
+    """z with Phi(z) = below, given ``above`` = 1 - below and q = below - 1/2 as well.
 
     Source: Wichura 1988, algorithm AS 241, PPND16.
     """
-    q = (below - above) * 0.5
     centre = _rational(QUANTILE_CENTRE, 0.180625 - q * q) * q
     tail, body = np.minimum(below, above), np.maximum(below, above)
     depth = np.sqrt(-log(tail, body))

@@ -10,18 +10,20 @@ import math
 import numpy as np
 
 from . import double, single
-from .philox import Array, draw
+from .philox import Array, draw, words
 from .probability import interval, tail_ratio
 from .stream import Stream
 
-RATIONAL_CUT = 3.0
-FAR = 30.0
+RATIONAL_CUT = 3.0  # sigmas: beyond, 32-bit words are too coarse for the tail
+FAR = 30.0  # sigmas: beyond, tails leave the doubles
+NEEDLE = 1e8  # sigmas: beyond, a tail is narrower than a double resolves
+RANKED_AT_ONCE = 2**20
 
 
 def normal(
     stream: Stream, rows: Array, columns: Array, std: float, mean: float, real: type
 ) -> Array:
-    """z std + mean, z standard normal; product and sum rounded in turn, in ``real``.
+    """``z std + mean``, z standard normal; product and sum rounded in turn, in ``real``.
 
     Args:
         stream: seed and name.
@@ -40,17 +42,24 @@ def normal(
 def uniform(
     stream: Stream, rows: Array, columns: Array, low: float, high: float, real: type
 ) -> Array:
-    """Uniform in [low, high): the signed word scaled by half the width about the middle."""
+    """Uniform in [low, high): the signed word times half the width, plus the middle.
+
+    Args:
+        stream: seed and name.
+        rows: R indices along the first axis.
+        columns: C flat indices in the rest.
+        low: lower bound, never undercut.
+        high: upper bound, never reached unless ``low`` and ``high`` round to the same number.
+        real: np.float32 or np.float64.
+    """
     wide = real is np.float64
     to_unit = double.signed_uniform if wide else single.signed_uniform
-    unit = draw(
-        stream, rows, columns, lambda even, odd: (to_unit(even), to_unit(odd)), low=wide
-    )
-    half, middle = high / 2 - low / 2, high / 2 + low / 2
+    unit = draw(stream, rows, columns, lambda even, odd: (to_unit(even), to_unit(odd)), low=wide)
+    value = unit * real(high / 2 - low / 2) + real(high / 2 + low / 2)
     least, greatest = inward(low, high, real)
-    if float(greatest) >= high > float(least):
+    if float(greatest) >= high:
         greatest = np.nextafter(greatest, real(-math.inf))
-    return np.clip(unit * real(half) + real(middle), least, max(least, greatest))
+    return _clip(value, least, greatest)
 
 
 def truncated_normal(
@@ -62,17 +71,30 @@ def truncated_normal(
     mean: float,
     real: type,
 ) -> Array:
-    """z sigma + mean, z standard normal given |z| <= cut, never outside by a bit."""
-    low, high = mean - cut * sigma, mean + cut * sigma
-    if real is np.float64 or cut > RATIONAL_CUT:
-        return bounded_normal(stream, rows, columns, mean, sigma, low, high, real)
-    below, inside, above = interval(-cut, cut)
+    """z sigma + mean, z standard normal given |z| <= cut; never outside by a bit.
 
-    def transform(even: Array, odd: Array) -> tuple[Array, Array]:
-        return tuple(single.truncated(word, cut, inside, below + above) for word in (even, odd))
+    In 32 bits and up to cut 3 z comes from a rational, else from the quantile in 64 bits.
+
+    Args:
+        stream: seed and name.
+        rows: R indices along the first axis.
+        columns: C flat indices in the rest.
+        sigma: std of the parent.
+        cut: in sigmas.
+        mean: expectation.
+        real: np.float32 or np.float64.
+    """
+    bounds = mean - cut * sigma, mean + cut * sigma
+    if real is np.float64 or cut > RATIONAL_CUT:
+        z = _window(stream, rows, columns, -cut, cut)
+        return _clip((z * sigma + mean).astype(real), *inward(*bounds, real))
+    tail, inside, _ = interval(-cut, cut)
+
+    def transform(even: Array, odd: Array) -> list[Array]:
+        return [single.truncated(word, cut, inside, 2 * tail) for word in (even, odd)]
 
     z = draw(stream, rows, columns, transform)
-    return np.clip(z * real(sigma) + real(mean), *inward(low, high, real))
+    return _clip(z * real(sigma) + real(mean), *inward(*bounds, real))
 
 
 def bounded_normal(
@@ -85,15 +107,53 @@ def bounded_normal(
     high: float,
     real: type,
 ) -> Array:
-    """A normal given low <= value <= high, by its quantile function in 64 bits, rounded once."""
-    a, b = (low - mean) / std, (high - mean) / std
+    """A normal given low <= value <= high, by its quantile in 64 bits, rounded once.
 
-    def transform(even: double.Pair, odd: double.Pair) -> tuple[Array, Array]:
-        return _between(even, a, b), _between(odd, a, b)
-
-    z = draw(stream, rows, columns, transform, low=True)
+    Args:
+        stream: seed and name.
+        rows: R indices along the first axis.
+        columns: C flat indices in the rest.
+        mean: of the parent.
+        std: of the parent; 0 puts all at the point of [low, high] nearest to the mean.
+        low: lower bound, -inf allowed.
+        high: upper bound, inf allowed.
+        real: np.float32 or np.float64.
+    """
+    anchor = min(max(mean, low), high)
+    if low >= high or abs(anchor - mean) >= NEEDLE * std:
+        return np.full((len(rows), len(columns)), anchor, real)
+    z = _window(stream, rows, columns, (low - mean) / std, (high - mean) / std)
     value = np.clip(z * std + mean, low, high)
-    return np.clip(value.astype(real), *inward(low, high, real))
+    return _clip(value.astype(real), *inward(low, high, real))
+
+
+def ranked(stream: Stream, rows: Array, columns: Array) -> Array:
+    """A 64-bit number an element, all different within a column: the word, then the row."""
+    high = words(stream, rows, columns).astype(np.uint64) << np.uint64(32)
+    return high | rows.astype(np.uint64)[:, None]
+
+
+def thresholds(stream: Stream, rows: int, columns: Array, count: int) -> Array:
+    """Per column the number that exactly ``count`` of the ``rows`` ranked numbers are below."""
+    least = np.zeros(columns.size, np.uint64)
+    if count == 0:
+        return least
+    if count == rows:
+        return ~least
+    width = max(1, RANKED_AT_ONCE // rows)
+    for c in (slice(k, k + width) for k in range(0, columns.size, width)):
+        block = ranked(stream, np.arange(rows), columns[c])
+        least[c] = np.partition(block, count, axis=0)[count]
+    return least
+
+
+def _window(stream: Stream, rows: Array, columns: Array, a: float, b: float) -> Array:
+    """The standard normal given a <= z <= b, in 64 bits."""
+
+    def transform(even: double.Pair, odd: double.Pair) -> list[Array]:
+        return [_between(pair, a, b) for pair in (even, odd)]
+
+    return np.clip(draw(stream, rows, columns, transform, low=True), a, b)
 
 
 def _between(pair: double.Pair, a: float, b: float) -> Array:
@@ -104,7 +164,13 @@ def _between(pair: double.Pair, a: float, b: float) -> Array:
     if b <= -FAR:
         return -double.far_quantile(rest, u, -b, tail_ratio(-b, -a))
     below, inside, above = interval(a, b)
-    return double.quantile(below + u * inside, above + rest * inside)
+    offset = (below - above) * 0.5 + double.signed_uniform(pair) * (0.5 * inside)
+    return double.quantile(below + u * inside, above + rest * inside, offset)
+
+
+def _clip(value: Array, least: np.floating, greatest: np.floating) -> Array:
+    """Within the bounds, where any number of this precision is."""
+    return value if least > greatest else np.clip(value, least, greatest)
 
 
 def inward(low: float, high: float, real: type) -> tuple[np.floating, np.floating]:

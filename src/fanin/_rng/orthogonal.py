@@ -1,4 +1,5 @@
-"""Haar-distributed orthogonal and unitary matrices from the engine's normals."""
+"""Haar-distributed orthogonal and unitary matrices from the engine's normals, to the same bits
+on every machine and with any number of threads."""
 
 from __future__ import annotations
 
@@ -7,32 +8,73 @@ from collections.abc import Callable
 import numpy as np
 
 from .philox import Array
-from .product import product
+from .product import combine, product, times
 
 BLOCK = 64
 
 
 def haar(m: int, n: int, normals: Callable[[Array, Array], Array]) -> Array:
-    """An m x n matrix with orthonormal columns, m >= n, uniform over all of them.
+    """An m x n matrix with orthonormal columns, uniform over all of them (Haar).
 
-    Stewart's method: the reflector that would send a Gaussian column to e_k is drawn directly, so
-    that no matrix has to be factored. Q = H_0 H_1 ... H_(n-1) times the signs (phases) that make
-    R's diagonal positive, which is what makes the law exactly Haar (Mezzadri 2007). Blocks of
-    reflectors are applied as I - V T V* (Schreiber & Van Loan 1989).
+    Stewart's method: the reflector that would send a Gaussian vector to the first axis is drawn
+    directly, so that no matrix has to be factored. The columns of H_0 H_1 ... H_(n-1) are then
+    turned to make R's diagonal positive, without which the law is not Haar (Mezzadri 2007). A
+    block of reflectors acts as I - V T V* (Schreiber & Van Loan 1989).
 
     Args:
         m: rows.
-        n: columns, at most m.
-        normals: (rows, columns) -> 64-bit normals, real or complex; reflector k is its row k,
+        n: columns, 1 <= n <= m.
+        normals: (rows, columns) -> 64-bit normals, real or complex. Reflector k is made of row k,
             from column k on.
 
     Source: Stewart 1980, "The efficient generation of random orthogonal matrices", section 3.
     """
-    starts = range(0, n, BLOCK)
-    blocks = [_reflectors(start, min(start + BLOCK, n), m, normals) for start in starts]
+    blocks = [_block(k, min(k + BLOCK, n), m, normals) for k in range(0, n, BLOCK)]
     phases = np.concatenate([phase for _, _, phase in blocks])
     q = np.eye(m, n, dtype=phases.dtype)
-    for start, (v, t, _) in zip(reversed(starts), reversed(blocks), strict=True):
-        part = q[start:, start:]
-        part -= product(v, product(t, product(v.conj().T, part)))
-    return q * phases
+    for start, (v, tau, _) in reversed(list(zip(range(0, n, BLOCK), blocks, strict=True))):
+        rest = q[start:, start:]
+        adjoint = v.conj().T
+        w = product(_triangle(product(adjoint, v), tau), product(adjoint, rest))
+        rest -= product(v, w)
+    return times(q, phases)
+
+
+def _block(
+    start: int, stop: int, m: int, normals: Callable[[Array, Array], Array]
+) -> tuple[Array, Array, Array]:
+    """Reflectors I - tau v v* number start to stop, v as columns with v_k = 1, and the phases."""
+    x = np.triu(normals(np.arange(start, stop), np.arange(start, m)))
+    head = np.diagonal(x)
+    size = np.sqrt(_squares(head))
+    norm = np.sqrt(_total(_squares(x)))
+    phase = combine(lambda part: part / size, head)
+    v = times(x, phase.conj()[:, None])
+    v = combine(lambda part: part / (size + norm)[:, None], v)
+    np.fill_diagonal(v, 1.0)
+    return np.ascontiguousarray(v.T), 1.0 + size / norm, -phase
+
+
+def _triangle(gram: Array, tau: Array) -> Array:
+    """T of I - V T V*, the inverse of striu(V* V) + diag(1 / tau), by back substitution.
+
+    Source: Puglisi 1992, "Modification of the Householder method based on the compact WY
+    representation", SIAM J. Sci. Stat. Comput. 13, eq. 2.4.
+    """
+    t = np.eye(len(tau), dtype=gram.dtype)
+    for k in range(len(tau) - 1, -1, -1):
+        t[k] = combine(lambda part: part * tau[k], t[k])  # noqa: B023
+        t[:k] -= times(gram[:k, k, None], t[k][None, :])
+    return t
+
+
+def _squares(x: Array) -> Array:
+    return x * x if np.isrealobj(x) else x.real * x.real + x.imag * x.imag
+
+
+def _total(x: Array) -> Array:
+    """The sum of each row by halves: an order that no vector unit can change."""
+    while x.shape[1] > 1:
+        half = x.shape[1] // 2
+        x = np.concatenate([x[:, :half] + x[:, half : 2 * half], x[:, 2 * half :]], axis=1)
+    return x[:, 0]

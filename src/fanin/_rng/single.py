@@ -81,5 +81,5 @@ def truncated(word: Array, cut: float, inside: float, outside: float) -> Array:
     beyond = F32(outside) + ((np.int32(0x7FFFFFFF) - size).astype(F32) + _HALF) * scale
     g = beyond * (_ONE + y)
     upper, lower = QUANTILE_2 if cut <= 2.0 else QUANTILE_3
-    z = np.minimum(polynomial(upper, g) * y / polynomial(lower, g), F32(cut))
+    z = polynomial(upper, g) * y / polynomial(lower, g)
     return np.where(k >= 0, z, -z)

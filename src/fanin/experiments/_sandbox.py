@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from .._preserve import flushes_denormals
+
 
 @contextmanager
 def sandbox(seed: int, *, flush_denormal: bool) -> Iterator[None]:
@@ -34,7 +36,3 @@ def sandbox(seed: int, *, flush_denormal: bool) -> Iterator[None]:
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
 
-
-def flushes_denormals() -> bool:
-    """Whether this thread now counts denormals as zero (torch can set the flag, not read it)."""
-    return not bool(torch.tensor(1e-39, dtype=torch.float32) * 1.0)

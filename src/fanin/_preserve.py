@@ -1,0 +1,323 @@
+"""Run a model and leave every bit of it as it was, also when the run raises.
+
+Cloning all parameters would double the memory. Instead a dispatch mode looks at each ATen op that
+is about to run: what its schema says it will write is saved first, once per storage. Buffers are
+small and some kernels write them without saying so (batch norm), hence they are saved at once.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+Restore = Callable[[], None]
+_DICTS = (dict, OrderedDict, defaultdict)
+_CONTAINERS = (*_DICTS, list, set, deque)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Whatever the body does with ``model``, afterwards it is bit-equal to what it was.
+
+    Put back: parameters and buffers (objects and bits, tied ones too), ``.grad``,
+    ``requires_grad``, tensor and module hooks, training flags, attributes of every module with
+    the lists, dicts, sets and tensors that they hold, the states of the random generators of
+    torch (CPU and every accelerator in use), Python and NumPy and of generators that modules
+    hold, the flush-denormal flag, the default dtype and device, and the grad mode.
+
+    Not seen: writes that pass around ATen (through ``.numpy()``), and the inner state of objects
+    other than the above that a module merely refers to.
+
+    Args:
+        model: any nn.Module.
+
+    Example:
+        >>> import torch
+        >>> norm = torch.nn.BatchNorm1d(2)
+        >>> with preserved(norm):
+        ...     _ = norm(torch.randn(4, 2))
+        >>> int(norm.num_batches_tracked)
+        0
+    """
+    with ExitStack() as stack:
+        stack.callback(_process_state())
+        memory = _Memory()
+        stack.callback(memory.restore)
+        stack.callback(_model_state(model, memory))
+        stack.enter_context(_WriteGuard(memory))
+        yield
+
+
+# bits ----------------------------------------------------------------------------------------
+
+
+class _Memory:
+    """Storages that may not change, and the bits of those that were about to."""
+
+    def __init__(self) -> None:
+        self.guarded: dict[int, torch.UntypedStorage] = {}
+        self._saved: dict[int, Tensor] = {}
+        self._whole: list[tuple[Tensor, Tensor]] = []
+
+    def guard(self, tensor: Tensor) -> None:
+        """Save the bits of ``tensor`` before the first op that writes them."""
+        for storage in _storages(tensor):
+            self.guarded[storage._cdata] = storage  # noqa: SLF001 - a storage's identity
+
+    def save(self, tensor: Tensor) -> None:
+        """Save the bits of ``tensor`` now."""
+        storages = list(_storages(tensor))
+        self.guard(tensor)
+        for storage in storages:
+            self.about_to_write(storage)
+        if not storages:
+            self._whole.append((tensor, tensor.detach().clone()))
+
+    def about_to_write(self, storage: torch.UntypedStorage) -> None:
+        """Save the bits of ``storage`` if it is guarded and not saved yet."""
+        key = storage._cdata  # noqa: SLF001
+        if key in self.guarded and key not in self._saved and storage.device.type != "meta":
+            self._saved[key] = _bytes(storage).clone()
+
+    def restore(self) -> None:
+        """Write the saved bits back; version counters of the tensors do not move."""
+        for key, bits in self._saved.items():
+            storage = self.guarded[key]
+            if storage.nbytes() != bits.numel():
+                storage.resize_(bits.numel())
+            _bytes(storage).copy_(bits)
+        for tensor, bits in self._whole:
+            with torch.no_grad():
+                tensor.copy_(bits)
+
+
+def _bytes(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _storages(getattr(tensor, name))
+        return
+    try:
+        yield tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return
+
+
+class _WriteGuard(TorchDispatchMode):
+    """Tell `_Memory` of every storage that an op is about to write."""
+
+    def __init__(self, memory: _Memory) -> None:
+        super().__init__()
+        self._memory = memory
+        self._writes: dict[Any, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        writes = self._writes.get(func)
+        if writes is None:
+            writes = self._writes[func] = _written_arguments(func)
+        positions, names = writes
+        for i in positions:
+            if i < len(args):
+                self._saved(args[i])
+        for name in names:
+            self._saved(kwargs.get(name))
+        return func(*args, **kwargs)
+
+    def _saved(self, value: Any) -> None:
+        for tensor in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(tensor, Tensor):
+                for storage in _storages(tensor):
+                    self._memory.about_to_write(storage)
+
+
+def _written_arguments(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Positions and names of the arguments that an op's schema says it writes."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return (), ()
+    written = [
+        (i, a.name)
+        for i, a in enumerate(schema.arguments)
+        if a.alias_info is not None and a.alias_info.is_write
+    ]
+    return tuple(i for i, _ in written), tuple(name for _, name in written)
+
+
+# the model -----------------------------------------------------------------------------------
+
+
+def _model_state(model: nn.Module, memory: _Memory) -> Restore:
+    seen: set[int] = set()
+    restores = [_attributes(module, memory, seen) for module in model.modules()]
+    for parameter in model.parameters():
+        memory.guard(parameter)
+        if parameter.grad is not None:
+            memory.guard(parameter.grad)
+        restores.append(_tensor_state(parameter))
+    for buffer in model.buffers():
+        memory.save(buffer)
+        restores.append(_tensor_state(buffer))
+
+    def restore() -> None:
+        for put_back in restores:
+            put_back()
+
+    return restore
+
+
+def _attributes(module: nn.Module, memory: _Memory, seen: set[int]) -> Restore:
+    """A module's ``__dict__``: which objects it holds, and what the containers among them hold."""
+    holder = module.__dict__
+    content = dict(holder)
+    inner = [r for value in content.values() for r in _held(value, memory, seen)]
+
+    def restore() -> None:
+        _put_back(holder, content)
+        for put_back in inner:
+            put_back()
+
+    return restore
+
+
+def _put_back(holder: dict[Any, Any], content: dict[Any, Any]) -> None:
+    if holder.keys() != content.keys() or any(holder[k] is not v for k, v in content.items()):
+        holder.clear()
+        holder.update(content)
+
+
+def _held(value: Any, memory: _Memory, seen: set[int]) -> Iterator[Restore]:
+    """How to put back what ``value`` holds: containers, tensors and random generators in it."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        memory.guard(value)
+    elif isinstance(value, torch.Generator):
+        yield _setter(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        yield _setter(value.setstate, value.getstate())
+    elif isinstance(value, np.random.Generator):
+        state = value.bit_generator.state
+        yield lambda: setattr(value.bit_generator, "state", state)
+    elif type(value) in _CONTAINERS:
+        yield _content(value)
+    if type(value) in (*_CONTAINERS, tuple):
+        for item in list(value.values()) if isinstance(value, dict) else list(value):
+            yield from _held(item, memory, seen)
+
+
+def _content(container: Any) -> Restore:
+    content = container.copy()
+    is_dict = isinstance(container, dict)
+
+    def restore() -> None:
+        now, then = (c.items() if is_dict else c for c in (container, content))
+        if len(now) != len(then) or any(not _same(a, b) for a, b in zip(now, then, strict=True)):
+            container.clear()
+            getattr(container, "extend" if isinstance(container, (list, deque)) else "update")(
+                content
+            )
+
+    return restore
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (
+        isinstance(a, tuple) and len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+    )
+
+
+def _tensor_state(tensor: Tensor) -> Restore:
+    """Everything about a tensor object but its bits: data it points to, grad, flags, hooks."""
+    data, grad, wants_grad = (
+        tensor.data,
+        tensor.grad if tensor.is_leaf else None,
+        tensor.requires_grad,
+    )
+    attributes = dict(tensor.__dict__)
+    hook_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    hooks = {name: dict(getattr(tensor, name, None) or {}) for name in hook_names}
+
+    def restore() -> None:
+        if _moved(tensor, data):
+            tensor.data = data
+        if tensor.is_leaf:
+            if tensor.requires_grad is not wants_grad:
+                tensor.requires_grad_(wants_grad)
+            if tensor.grad is not grad:
+                tensor.grad = grad
+        _put_back(tensor.__dict__, attributes)
+        for name, before in hooks.items():
+            _put_back(getattr(tensor, name, None) or {}, before)
+
+    return restore
+
+
+def _moved(tensor: Tensor, data: Tensor) -> bool:
+    """Whether ``tensor`` looks at other memory, or at the same in another way, than ``data``."""
+    here, there = list(_storages(tensor)), list(_storages(data))
+    return (
+        [s._cdata for s in here] != [s._cdata for s in there]  # noqa: SLF001
+        or tensor.dtype != data.dtype
+        or tensor.shape != data.shape
+        or (tensor.layout is torch.strided and tensor.stride() != data.stride())
+    )
+
+
+# the process ---------------------------------------------------------------------------------
+
+
+def _process_state() -> Restore:
+    """Random states, the flush-denormal flag, default dtype and device, grad mode."""
+    restores: list[Restore] = [
+        _setter(torch.set_rng_state, torch.get_rng_state()),
+        _setter(random.setstate, random.getstate()),
+        _setter(np.random.set_state, np.random.get_state()),  # noqa: NPY002 - models draw from it
+        _setter(torch.set_flush_denormal, flushes_denormals()),
+        _setter(torch.set_default_dtype, torch.get_default_dtype()),
+        _setter(torch.set_grad_enabled, torch.is_grad_enabled()),
+        *_accelerator_states(),
+    ]
+    device = torch.get_default_device()
+
+    def restore() -> None:
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        for put_back in restores:
+            put_back()
+
+    return restore
+
+
+def _accelerator_states() -> Iterator[Restore]:
+    for name in ("cuda", "xpu", "mps"):
+        backend: Any = getattr(torch, name, None)
+        if sys.modules.get(f"torch.{name}") is None or not backend.is_available():
+            continue
+        if name == "mps":
+            yield _setter(backend.set_rng_state, backend.get_rng_state())
+        elif backend.is_initialized():
+            yield _setter(backend.set_rng_state_all, backend.get_rng_state_all())
+
+
+def _setter(put_back: Callable[[Any], Any], state: Any) -> Restore:
+    return lambda: (put_back(state), None)[1]
+
+
+def flushes_denormals() -> bool:
+    """Whether this thread's CPU arithmetic turns denormal results into zero."""
+    tiny = torch.tensor(1e-40, dtype=torch.float32, device="cpu")
+    return float(tiny * 1.0) == 0.0

@@ -1,0 +1,366 @@
+"""A dispatch mode that reports each ATen op on the signal, with the module that ran it.
+
+Module hooks miss functional code; ATen ops are what every model ends in. An op is on the signal
+when it reads something computed from the model's inputs: arithmetic on parameters alone, masks,
+positions and noise are not reported. Tensors are followed by their storage, so views, in-place
+writes, casts and copies need no rule of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+INPUT = -1  # as a source: the model's own inputs
+
+
+@dataclass(slots=True)
+class Op:
+    """One ATen op on the signal, reported when autograd has finished with its output.
+
+    Args:
+        index: position in execution order, from 0.
+        op: the field's name: ``linear``, ``conv2d``, ``layer_norm``, ``relu``.
+        aten: torch's name: ``addmm``, ``convolution``, ``native_layer_norm``, ``relu_``.
+        module: FQN of the innermost module that ran it; of a shared module, its first name.
+        args: as the op got them; do not keep them.
+        kwargs: as the op got them; do not keep them.
+        output: the first floating output; a tensor hook on it sees this op's gradient.
+        value: the same numbers with samples along dim 0, where torch had folded it.
+        sources: indices of the ops that made its inputs; `INPUT` for the model's inputs.
+        params: FQNs of the parameters it reads, directly or through arithmetic on them.
+    """
+
+    index: int
+    op: str
+    aten: str
+    module: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+    value: Tensor
+    sources: tuple[int, ...]
+    params: tuple[str, ...]
+
+
+# The same numbers under another tensor: nothing to report.
+_VIEWS = frozenset(
+    ("_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "lift_fresh")
+)
+_COPIES = frozenset(("clone", "_to_copy", "copy_", "lift_fresh_copy", "_reshape_copy", "view_copy"))
+# They take a tensor for its shape only.
+_FACTORIES = frozenset(
+    ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+     "new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided")
+)  # fmt: skip
+
+# ATen's name -> the field's. Others lose a leading "native_" or "_" and a trailing "_".
+_NAMES = {
+    "_native_batch_norm_legit": "batch_norm",
+    "_native_batch_norm_legit_no_training": "batch_norm",
+    "_batch_norm_with_update": "batch_norm",
+    "_batch_norm_no_update": "batch_norm",
+    "cudnn_batch_norm": "batch_norm",
+    "miopen_batch_norm": "batch_norm",
+    "_fused_rms_norm": "rms_norm",
+    "_prelu_kernel": "prelu",
+    "_safe_softmax": "softmax",
+    "_trilinear": "bilinear",
+    "clamp_min": "clamp",
+    "clamp_max": "clamp",
+    "log_sigmoid_forward": "logsigmoid",
+    "max_pool2d_with_indices": "max_pool2d",
+    "max_pool3d_with_indices": "max_pool3d",
+    "mkldnn_rnn_layer": "lstm",
+    "rrelu_with_noise": "rrelu",
+}
+_PRODUCTS = frozenset(("addmm", "mm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"))
+_CONVOLUTIONS = frozenset(
+    ("convolution", "convolution_overrideable", "cudnn_convolution", "mkldnn_convolution")
+)
+# Modules that torch computes by several elementwise ops: the last of them is the module.
+_COMPOSITES = {"Softsign": "div", "Tanhshrink": "sub", "Softmin": "softmax"}
+_SELU_SCALE = 1.0507009873554805
+
+
+class _Rule(NamedTuple):
+    aten: str
+    name: str
+    view: bool
+    copy: bool
+    factory: bool
+
+
+def _rule_of(func: Any) -> _Rule:
+    aten = func._schema.name.split("::")[1]  # noqa: SLF001 - an operator's schema has no public door
+    name = _NAMES.get(aten)
+    if name is None:
+        name = aten.removeprefix("_").removeprefix("native_").rstrip("_")
+        if name.startswith("scaled_dot_product"):
+            name = "scaled_dot_product_attention"
+    return _Rule(aten, name, func.is_view or aten in _VIEWS, aten in _COPIES, aten in _FACTORIES)
+
+
+def field_name(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], params: tuple[str, ...], kind: str
+) -> str:
+    """What people call the op: products with a parameter are ``linear``, without ``matmul``.
+
+    Args:
+        name: ATen's name, cleaned.
+        args: of the op.
+        kwargs: of the op.
+        params: FQNs of the parameters that it reads.
+        kind: class name of the module that ran it.
+    """
+    if name in _PRODUCTS:
+        return "linear" if params else "matmul"
+    if name in _CONVOLUTIONS:
+        transposed = len(args) > 6 and args[6] is True
+        return f"conv{'_transpose' if transposed else ''}{args[1].ndim - 2}d"
+    if name == "hardtanh" and (args[1:] or tuple(kwargs.values())) == (0.0, 6.0):
+        return "relu6"
+    if name == "elu" and len(args) > 2 and abs(args[2] - _SELU_SCALE) < 1e-6:
+        return "selu"
+    if _COMPOSITES.get(kind) == name:
+        return kind.lower()
+    return "dropout" if name == "mul" and "Dropout" in kind else name
+
+
+def storage_key(tensor: Tensor) -> int | None:
+    """Identity of the memory behind ``tensor``; None for layouts without a storage.
+
+    Unique while the storage, or a weak reference to it, is alive.
+    """
+    try:
+        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - views share it, data_ptr may be 0
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+class Recorder(TorchDispatchMode):
+    """Report each ATen op that reads the signal and yields a floating tensor.
+
+    A record is delivered when the next op is about to run, and at the end: then autograd has
+    attached the output's ``grad_fn``, and torch has unfolded what it had folded for the product.
+    Enter it outside of `preserved`, inside of any grad mode.
+
+    Args:
+        model: its modules' FQNs name the ops.
+        on_op: called once per op. It must not keep the record's tensors.
+        inputs: what the model is called with, any nesting; their storages start the signal. Without
+            tensors among them the parameters do.
+        on_output: called with (FQN, op index) when a module of ``model`` returns: the op whose
+            result, perhaps reshaped, is its first floating output.
+
+    Attributes:
+        seen: floating or complex results on the signal so far.
+        missed: names of the ops among them that could not be reported, with their counts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_op: Callable[[Op], None],
+        inputs: Any = (),
+        on_output: Callable[[str, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.seen = 0
+        self.missed: dict[str, int] = {}
+        self._on_op, self._on_output = on_op, on_output
+        self._fqns = {id(m): name for name, m in model.named_modules()}
+        self._stack: list[tuple[nn.Module, str]] = []
+        self._rules: dict[Any, _Rule] = {}
+        self._pending: Op | None = None
+        self._handles: list[Any] = []
+        self._alive: dict[int, StorageWeakRef] = {}  # keeps a key from being given twice
+        self._made_by: dict[int, int] = {}  # storage of the signal -> op index
+        self._params: dict[int, tuple[str, ...]] = {}  # storage computed from parameters alone
+        for name, parameter in model.named_parameters():
+            self._own(parameter, (name,))
+        given = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+        self._batch = next((t.shape[:1] for t in given if t.ndim), None)
+        for tensor in given or model.parameters():
+            self._mark(tensor, INPUT)
+
+    @property
+    def where(self) -> str:
+        """FQN of the innermost module that is running, or was when an exception ended the run."""
+        return self._stack[-1][1] if self._stack else ""
+
+    # the run ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._handles = [
+            register_module_forward_pre_hook(self._entered),
+            register_module_forward_hook(self._left),
+        ]
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        for handle in self._handles:
+            handle.remove()
+        if error is None:
+            with torch.no_grad():
+                self._deliver()
+        self._pending = None
+
+    def _entered(self, module: nn.Module, _: Any) -> None:
+        name = self._fqns.get(id(module))
+        if name is not None:
+            self._stack.append((module, name))
+
+    def _left(self, module: nn.Module, _: Any, output: Any) -> None:
+        # An exception that the model caught leaves modules on the stack above this one.
+        at = next(
+            (i for i in reversed(range(len(self._stack))) if self._stack[i][0] is module), None
+        )
+        if at is None:
+            return
+        name = self._stack[at][1]
+        del self._stack[at:]
+        if self._on_output is not None:
+            index = next((self._index(t) for t in floating_leaves(output)), None)
+            if index is not None and index != INPUT:
+                self._on_output(name, index)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rule = self._rules.get(func)
+        if rule is None:
+            rule = self._rules[func] = _rule_of(func)
+        if rule.view:
+            result = func(*args, **kwargs)
+            self._unfold(result)
+            return result
+        self._deliver()
+        result = func(*args, **kwargs)
+        if not rule.factory:
+            self._follow(rule, args, kwargs, result)
+        return result
+
+    # following -------------------------------------------------------------------------------
+
+    def _follow(
+        self, rule: _Rule, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        sources, params = self._read((*args, *kwargs.values()))
+        outputs = list(_tensors((result,)))
+        if not sources:
+            for tensor in outputs if params else ():
+                self._own(tensor, params)
+            return
+        index = max(sources)
+        signal = next((t for t in outputs if t.is_floating_point() or t.is_complex()), None)
+        if signal is None or rule.copy or storage_key(signal) in self._params:
+            pass
+        elif _measurable(signal):
+            index = self.seen - sum(self.missed.values())
+            self.seen += 1
+            module, where = self._stack[-1] if self._stack else (None, "")
+            name = field_name(rule.name, args, kwargs, params, type(module).__name__)
+            self._pending = Op(
+                index, name, rule.aten, where, args, kwargs, signal, signal, sources, params
+            )
+        else:
+            self.seen += 1
+            self.missed[rule.name] = self.missed.get(rule.name, 0) + 1
+        for tensor in outputs:
+            self._mark(tensor, index)
+
+    def _read(self, values: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Ops that made the tensors among ``values``, and parameters behind them."""
+        sources: dict[int, None] = {}
+        params: dict[str, None] = {}
+        for tensor in _tensors(values):
+            key = storage_key(tensor)
+            if key in self._made_by:
+                sources[self._made_by[key]] = None
+            if key in self._params:
+                params |= dict.fromkeys(self._params[key])
+        return tuple(sources), tuple(params)
+
+    def _unfold(self, view: Any) -> None:
+        """Take a view of the pending result that brings the samples back to dim 0."""
+        last = self._pending
+        if last is None or not isinstance(view, Tensor) or last.value.shape[:1] == self._batch:
+            return
+        whole = view.shape[:1] == self._batch and view.numel() == last.output.numel()
+        if whole and storage_key(view) == storage_key(last.output):
+            last.value = view
+
+    def _deliver(self) -> None:
+        last, self._pending = self._pending, None
+        if last is not None:
+            self._on_op(last)
+
+    def _index(self, tensor: Tensor) -> int | None:
+        key = storage_key(tensor)
+        return None if key is None else self._made_by.get(key)
+
+    def _own(self, tensor: Tensor, names: tuple[str, ...]) -> None:
+        key = self._keep(tensor)
+        if key is not None:
+            self._params[key] = tuple(dict.fromkeys((*self._params.get(key, ()), *names)))
+
+    def _mark(self, tensor: Tensor, index: int) -> None:
+        key = self._keep(tensor)
+        if key is not None and (index == INPUT or key not in self._params):
+            self._made_by[key] = index
+
+    def _keep(self, tensor: Tensor) -> int | None:
+        key = storage_key(tensor)
+        if key is not None and key not in self._alive:
+            self._alive[key] = StorageWeakRef(tensor.untyped_storage())
+        return key
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _measurable(tensor: Tensor) -> bool:
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    return plain and tensor.layout is torch.strided and tensor.is_floating_point()
+
+
+def floating_leaves(value: Any) -> Iterator[Tensor]:
+    """Floating tensors of a model's output, in order: nested tuples, dicts, dataclasses.
+
+    Objects with ``to_tuple`` (as Hugging Face's outputs) are read through it.
+    """
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from floating_leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from floating_leaves(item)
+    elif callable(getattr(value, "to_tuple", None)):
+        yield from floating_leaves(value.to_tuple())
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from floating_leaves(getattr(value, name))
