@@ -37,7 +37,9 @@ def convnet(channels: int = 32) -> tuple[nn.Module, Tensor]:
     return model, _noise(8, 3, 32, 32)
 
 
-def tiny_transformer(vocabulary: int = 256, d_model: int = 64, num_layers: int = 4) -> tuple[nn.Module, Tensor]:
+def tiny_transformer(
+    vocabulary: int = 256, d_model: int = 64, num_layers: int = 4
+) -> tuple[nn.Module, Tensor]:
     """A pre-norm language model whose output layer is tied to its embedding."""
     model = TinyTransformer(vocabulary, d_model, num_layers)
     return model, torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
@@ -50,7 +52,13 @@ class TinyTransformer(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(vocabulary, d_model)
         block = nn.TransformerEncoderLayer(
-            d_model, nhead=4, dim_feedforward=4 * d_model, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            d_model,
+            nhead=4,
+            dim_feedforward=4 * d_model,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.blocks = nn.TransformerEncoder(block, num_layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(d_model)

@@ -8,7 +8,10 @@ from fanin._errors import InvalidValueError, MissingExtraError, closest, finite,
 
 
 def test_one_of_names_all_and_the_closest():
-    with pytest.raises(InvalidValueError, match=r"mode must be one of fan_in, fan_out; got 'fan_ni'\. Did you mean 'fan_in'\?"):
+    with pytest.raises(
+        InvalidValueError,
+        match=r"mode must be one of fan_in, fan_out; got 'fan_ni'\. Did you mean 'fan_in'\?",
+    ):
         one_of("mode", "fan_ni", ["fan_in", "fan_out"])
     assert one_of("mode", "fan_in", ["fan_in"]) == "fan_in"
 

@@ -18,11 +18,17 @@ MODULES = {
     "conv1d": (nn.Conv1d(8, 12, 5, padding=2, **CIRCULAR), (16, 8, 64)),
     "conv2d": (nn.Conv2d(8, 12, 3, padding=1, **CIRCULAR), (8, 8, 16, 16)),
     "conv2d stride 2": (nn.Conv2d(8, 12, 4, stride=2, padding=1, **CIRCULAR), (8, 8, 32, 32)),
-    "conv2d stride 3, 2": (nn.Conv2d(6, 8, (3, 4), stride=(3, 2), padding=(0, 1), **CIRCULAR), (8, 6, 30, 32)),
+    "conv2d stride 3, 2": (
+        nn.Conv2d(6, 8, (3, 4), stride=(3, 2), padding=(0, 1), **CIRCULAR),
+        (8, 6, 30, 32),
+    ),
     "conv2d dilated": (nn.Conv2d(8, 12, 3, padding=2, dilation=2, **CIRCULAR), (8, 8, 16, 16)),
     "conv2d grouped": (nn.Conv2d(16, 32, 3, padding=1, groups=4, **CIRCULAR), (8, 16, 16, 16)),
     "conv2d depthwise": (nn.Conv2d(32, 32, 3, padding=1, groups=32, **CIRCULAR), (16, 32, 16, 16)),
-    "conv2d grouped stride 2": (nn.Conv2d(16, 32, 2, stride=2, groups=4, **CIRCULAR), (8, 16, 32, 32)),
+    "conv2d grouped stride 2": (
+        nn.Conv2d(16, 32, 2, stride=2, groups=4, **CIRCULAR),
+        (8, 16, 32, 32),
+    ),
     "conv3d": (nn.Conv3d(4, 6, 3, padding=1, **CIRCULAR), (4, 4, 8, 8, 8)),
     "conv 1x1": (nn.Conv2d(32, 16, 1), (8, 32, 12, 12)),
     "transposed, kernel = stride": (nn.ConvTranspose2d(16, 8, 2, stride=2), (8, 16, 16, 16)),
@@ -80,7 +86,11 @@ def test_transposed_interior(stride):
         (nn.Embedding(50, 16), "weight", Fan(1, 16)),
         (nn.EmbeddingBag(50, 16), "weight", Fan(1, 16)),
         (nn.LSTM(5, 7), "weight_ih_l0", dict.fromkeys("ifgo", Fan(5, 7))),
-        (nn.LSTM(5, 7, 2, bidirectional=True), "weight_ih_l1_reverse", dict.fromkeys("ifgo", Fan(14, 7))),
+        (
+            nn.LSTM(5, 7, 2, bidirectional=True),
+            "weight_ih_l1_reverse",
+            dict.fromkeys("ifgo", Fan(14, 7)),
+        ),
         (nn.LSTM(5, 7, proj_size=3), "weight_hh_l0", dict.fromkeys("ifgo", Fan(3, 7))),
         (nn.LSTM(5, 7, proj_size=3), "weight_hr_l0", Fan(7, 3)),
         (nn.GRU(5, 7), "weight_hh_l0", dict.fromkeys("rzn", Fan(7, 7))),
@@ -93,7 +103,11 @@ def test_transposed_interior(stride):
         (nn.MultiheadAttention(16, 4, kdim=5, vdim=6), "v_proj_weight", Fan(6, 16)),
         (nn.MultiheadAttention(16, 4), "out_proj.weight", Fan(16, 16)),
         (nn.TransformerEncoderLayer(16, 4, 64), "linear2.weight", Fan(64, 16)),
-        (nn.TransformerEncoderLayer(16, 4, 64), "self_attn.in_proj_weight", dict.fromkeys("qkv", Fan(16, 16))),
+        (
+            nn.TransformerEncoderLayer(16, 4, 64),
+            "self_attn.in_proj_weight",
+            dict.fromkeys("qkv", Fan(16, 16)),
+        ),
         (nn.LayerNorm(8), "weight", Fan(1, 1)),
         (nn.PReLU(), "weight", Fan(1, 1)),
     ],
@@ -114,20 +128,38 @@ def test_every_weight_bearing_torch_module_is_known():
     made = []
     for name in dir(nn):
         kind = getattr(nn, name)
-        if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or name.startswith(("Lazy", "Module")):
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or name.startswith(
+            ("Lazy", "Module")
+        ):
             continue
         for args in ((), (8,), (8, 8), (8, 8, 3), (8, 2, 16), (2, 8), (8, 20, [5, 10])):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     module = kind(*args)
-            except (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, IndexError):
+            except (
+                TypeError,
+                ValueError,
+                AssertionError,
+                NotImplementedError,
+                RuntimeError,
+                IndexError,
+            ):
                 continue
             if any(True for _ in module.parameters()):
                 made.append(name)
                 assert all(r.role != "free" for r in fanin.plan(module)), name
                 break
-    assert {"Linear", "Conv3d", "ConvTranspose1d", "LSTM", "GRUCell", "Bilinear", "Transformer", "PReLU"} <= set(made)
+    assert {
+        "Linear",
+        "Conv3d",
+        "ConvTranspose1d",
+        "LSTM",
+        "GRUCell",
+        "Bilinear",
+        "Transformer",
+        "PReLU",
+    } <= set(made)
     assert {"SyncBatchNorm", "AdaptiveLogSoftmaxWithLoss", "RMSNorm", "EmbeddingBag"} <= set(made)
 
 
@@ -136,7 +168,9 @@ def test_errors_say_what_there_is():
         fan_of(nn.LSTM(3, 4))
     with pytest.raises(InvalidValueError, match="is a bias: it has no fans"):
         fan_of(nn.Linear(3, 4), "bias")
-    with pytest.raises(InvalidValueError, match="convention must be one of exact, torch; got 'torhc'"):
+    with pytest.raises(
+        InvalidValueError, match="convention must be one of exact, torch; got 'torhc'"
+    ):
         fan_of(nn.Linear(3, 4), convention="torhc")
     with pytest.raises(ModelError, match="lazy"):
         fan_of(nn.LazyLinear(4))

@@ -23,7 +23,9 @@ def row(name, distribution=None, shape=(64, 32), **more):
 
 
 def packed(name, start, stop, distribution):
-    return Packed(name, 0, start, stop, 32.0, 32.0, distribution, distribution.std_for((stop - start, 32)))
+    return Packed(
+        name, 0, start, stop, 32.0, 32.0, distribution, distribution.std_for((stop - start, 32))
+    )
 
 
 @pytest.fixture
@@ -32,7 +34,15 @@ def plan():
     return InitPlan(
         (
             row("h.0.mlp.weight"),
-            row("h.0.mlp.bias", Constant(0.0), (64,), role="bias", fan_in=None, fan_out=None, nonlinearity=None),
+            row(
+                "h.0.mlp.bias",
+                Constant(0.0),
+                (64,),
+                role="bias",
+                fan_in=None,
+                fan_out=None,
+                nonlinearity=None,
+            ),
             row("h.1.mlp.weight", TruncatedNormal(0.02), aliases=("head.weight",)),
             row("h.1.attn", Normal(0.1), packed=(q, k), std=math.sqrt((0.01 + 0.09) / 2)),
             row("h.2.weight", Orthogonal(1.0)),
@@ -72,7 +82,9 @@ def test_json_both_ways(plan):
     assert json.loads(plan.to_json())["format"] == "fanin-plan-1"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "fanin-plan-1"}', '{"format": "other"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"format": "fanin-plan-1"}', '{"format": "other"}']
+)
 def test_unreadable_json_is_a_plan_error(text):
     with pytest.raises(PlanError):
         InitPlan.from_json(text)
@@ -136,7 +148,9 @@ def test_scaled(plan):
 
 
 def test_constant_slices_stay(plan):
-    table = row("emb", Normal(1.0), packed=(Packed("padding", 0, 0, 1, None, None, Constant(0.0), 0.0),))
+    table = row(
+        "emb", Normal(1.0), packed=(Packed("padding", 0, 0, 1, None, None, Constant(0.0), 0.0),)
+    )
     new = InitPlan((table,)).replace("emb", Normal(0.02), "small")
     assert new["emb"].packed[0].distribution == Constant(0.0)
     assert new["emb"].std == pytest.approx(0.02 * math.sqrt(63 / 64))

@@ -71,10 +71,17 @@ def test_every_scheme_has_a_source(scheme):
 
 @pytest.mark.parametrize("scheme", sorted(set(SCHEMES) - {"torch"}))
 def test_clones_never_come_out_identical(scheme):
-    net = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32), 3, enable_nested_tensor=False)
+    net = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 4, 32), 3, enable_nested_tensor=False
+    )
     assert torch.equal(net.layers[0].linear1.weight, net.layers[2].linear1.weight)
     fanin.initialize_(net, scheme=scheme)
-    for name in ("linear1.weight", "linear2.weight", "self_attn.in_proj_weight", "self_attn.out_proj.weight"):
+    for name in (
+        "linear1.weight",
+        "linear2.weight",
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj.weight",
+    ):
         a, b = (net.layers[i].get_parameter(name) for i in (0, 2))
         assert not torch.equal(a, b)
 
@@ -134,7 +141,9 @@ def test_packed_attention_is_scaled_per_slice():
 
 
 def test_kaiming_uses_exact_fans():
-    plan = fanin.plan(nn.Sequential(nn.ConvTranspose2d(512, 8, 4, stride=2), nn.ReLU()), scheme="kaiming")
+    plan = fanin.plan(
+        nn.Sequential(nn.ConvTranspose2d(512, 8, 4, stride=2), nn.ReLU()), scheme="kaiming"
+    )
     assert plan["0.weight"].std == pytest.approx(math.sqrt(2 / 2048))
 
 
@@ -163,7 +172,10 @@ def test_gpt2_divides_residual_projections():
 
 
 def test_edge_of_chaos_is_critical():
-    plan = fanin.plan(nn.Sequential(*[m for _ in range(30) for m in (nn.Linear(50, 50), nn.Tanh())]), scheme="edge_of_chaos")
+    plan = fanin.plan(
+        nn.Sequential(*[m for _ in range(30) for m in (nn.Linear(50, 50), nn.Tanh())]),
+        scheme="edge_of_chaos",
+    )
     sigma_w2, sigma_b2 = fanin.edge_of_chaos("tanh", q=5 / 30)
     assert plan["3" if False else "2.weight"].distribution == Orthogonal(math.sqrt(sigma_w2))
     assert plan["2.bias"].distribution.std == pytest.approx(math.sqrt(sigma_b2))
@@ -204,12 +216,21 @@ def test_bare_parameters_are_an_error_that_says_what_to_do():
 
 
 def test_overrides():
-    plan = fanin.plan(Bare(), overrides={"*": Normal(0.5), "t*": Normal(0.02), "table": KaimingNormal(nonlinearity="relu")})
+    plan = fanin.plan(
+        Bare(),
+        overrides={
+            "*": Normal(0.5),
+            "t*": Normal(0.02),
+            "table": KaimingNormal(nonlinearity="relu"),
+        },
+    )
     assert plan["token"].distribution == Normal(0.02)
     assert plan["table"].std == pytest.approx(math.sqrt(2 / 8))
     assert plan["linear.bias"].distribution == Normal(0.5)
     assert plan["token"].reasons == ("overrides['t*']",)
-    with pytest.raises(PlanError, match=r"overrides\['tokne'\] matches no parameter. Did you mean 'token'"):
+    with pytest.raises(
+        PlanError, match=r"overrides\['tokne'\] matches no parameter. Did you mean 'token'"
+    ):
         fanin.plan(Bare(), overrides={"tokne": Normal(0.02)})
     with pytest.raises(PlanError, match="must be a distribution"):
         fanin.plan(Bare(), overrides={"*": 0.02})
@@ -222,7 +243,10 @@ def test_override_of_an_embedding_keeps_its_padding_row():
 
 
 def test_unknown_scheme_names_the_known_ones():
-    with pytest.raises(InvalidValueError, match="scheme must be one of auto, torch, kaiming.*Did you mean 'kaiming'"):
+    with pytest.raises(
+        InvalidValueError,
+        match="scheme must be one of auto, torch, kaiming.*Did you mean 'kaiming'",
+    ):
         fanin.plan(nn.Linear(2, 2), scheme="kaimign")
 
 

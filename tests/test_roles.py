@@ -49,7 +49,11 @@ def test_ties_stand_once_under_the_first_name():
             self.head.weight = self.emb.weight
 
     found = {s.name: s.aliases for s in slots_of(Tied())}
-    assert found == {"emb.weight": ["head.weight"], "body.weight": ["twin.weight"], "body.bias": ["twin.bias"]}
+    assert found == {
+        "emb.weight": ["head.weight"],
+        "body.weight": ["twin.weight"],
+        "body.bias": ["twin.bias"],
+    }
 
 
 def test_lazy_modules_are_a_clear_error():
@@ -68,8 +72,18 @@ def test_nonlinearity_by_module_order():
         nn.Linear(8, 2),
     )  # fmt: skip
     facts = describe(net)
-    found = {n: str(p.activation) if p.activation else None for n, p in by_name(facts).items() if n.endswith("weight")}
-    assert found == {"0.weight": "leaky_relu(0.2)", "1.weight": None, "4.weight": None, "5.weight": "tanh", "7.weight": None}
+    found = {
+        n: str(p.activation) if p.activation else None
+        for n, p in by_name(facts).items()
+        if n.endswith("weight")
+    }
+    assert found == {
+        "0.weight": "leaky_relu(0.2)",
+        "1.weight": None,
+        "4.weight": None,
+        "5.weight": "tanh",
+        "7.weight": None,
+    }
     assert by_name(facts)["0.bias"].activation.name == "leaky_relu"
     assert by_name(facts)["7.weight"].role == "head"
     assert not facts.traced
@@ -176,7 +190,9 @@ def test_meta_models_are_described():
 
 
 def test_describing_leaves_the_model_bit_equal():
-    net = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)).train()
+    net = nn.Sequential(
+        nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)
+    ).train()
     before = {k: v.clone() for k, v in net.state_dict().items()}
     rng = torch.get_rng_state()
     x = torch.randn(16, 8)

@@ -81,7 +81,7 @@ _HOME = {
 }
 _SUBMODULES = ("distributions", "experiments", "init", "initializers", "schemes")
 
-__all__ = ["__version__", *_HOME, *_SUBMODULES]
+__all__ = ["__version__", *_HOME, *_SUBMODULES]  # noqa: PLE0604 - strings all, by the table
 
 
 def __getattr__(name: str) -> Any:

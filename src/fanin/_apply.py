@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ._errors import ModelError, PlanError, closest
 from ._fill import check_fillable, fill_
 from ._roles import Slot, slots_of
+from .distributions import Distribution
 
 if TYPE_CHECKING:
     from ._plan import InitPlan, Row
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 SHOWN = 8  # differences named before the message turns into a count
 
 
-def apply_plan_(plan: InitPlan, model: nn.Module, *, seed: int = 0, only: str | Iterable[str] | None = None) -> nn.Module:
+def apply_plan_(
+    plan: InitPlan, model: nn.Module, *, seed: int = 0, only: str | Iterable[str] | None = None
+) -> nn.Module:
     """Write ``plan`` into ``model``; see `InitPlan.fill_`."""
     slots = {s.name: s for s in slots_of(model)}
     _check_same_model(plan, slots)
@@ -35,17 +37,25 @@ def apply_plan_(plan: InitPlan, model: nn.Module, *, seed: int = 0, only: str | 
 def _check_same_model(plan: InitPlan, slots: dict[str, Slot]) -> None:
     """Names, ties and shapes must agree; a partial plan may leave parameters out."""
     problems = [
-        f"the model has no {r.name}{closest(r.name, slots)}" for r in plan.rows if r.name not in slots
+        f"the model has no {r.name}{closest(r.name, slots)}"
+        for r in plan.rows
+        if r.name not in slots
     ]
     if not plan.partial:
         planned = {n for r in plan.rows for n in (r.name, *r.aliases)}
-        problems += [f"the plan has no {n} (shape {list(s.tensor.shape)})" for n, s in slots.items() if n not in planned]
+        problems += [
+            f"the plan has no {n} (shape {list(s.tensor.shape)})"
+            for n, s in slots.items()
+            if n not in planned
+        ]
     for row in plan.rows:
         slot = slots.get(row.name)
         if slot is None:
             continue
         if tuple(slot.tensor.shape) != row.shape:
-            problems.append(f"{row.name} has shape {list(slot.tensor.shape)}, the plan says {list(row.shape)}")
+            problems.append(
+                f"{row.name} has shape {list(slot.tensor.shape)}, the plan says {list(row.shape)}"
+            )
         if set(slot.aliases) != set(row.aliases):
             problems.append(
                 f"{row.name} is tied with {', '.join(slot.aliases) or 'nothing'}, "
@@ -81,8 +91,8 @@ def _check_writable(row: Row, slot: Slot) -> None:
 
 def _check_parametrization(slot: Slot) -> None:
     """A parametrization can be written through only if it says how to invert itself."""
-    lists = getattr(slot.owner, "parametrizations", {})
-    for step in lists[slot.leaf] if slot.leaf in lists else ():
+    by_leaf = dict(getattr(slot.owner, "parametrizations", nn.ModuleDict()).items())
+    for step in by_leaf.get(slot.leaf, ()):
         if not hasattr(step, "right_inverse"):
             raise ModelError(
                 f"{slot.name} is computed by the parametrization {type(step).__name__}, which has no "
@@ -91,15 +101,18 @@ def _check_parametrization(slot: Slot) -> None:
             )
 
 
-def _pieces(row: Row, tensor: Tensor) -> list[tuple[object, Tensor]]:
-    pieces: list[tuple[object, Tensor]] = [
+def _pieces(row: Row, tensor: Tensor) -> list[tuple[Distribution, Tensor]]:
+    pieces: list[tuple[Distribution, Tensor]] = [
         (p.distribution, tensor.narrow(p.dim, p.start, p.stop - p.start)) for p in row.packed
     ]
     return pieces if _tiled(row) else [(row.distribution, tensor), *pieces]
 
 
 def _tiled(row: Row) -> bool:
-    return bool(row.packed) and sum(p.stop - p.start for p in row.packed) == row.shape[row.packed[0].dim]
+    return (
+        bool(row.packed)
+        and sum(p.stop - p.start for p in row.packed) == row.shape[row.packed[0].dim]
+    )
 
 
 def _write(row: Row, slot: Slot, seed: int) -> None:
@@ -123,6 +136,6 @@ def _write_through(slot: Slot, value: Tensor) -> None:
     else:
         magnitude, direction = own[f"{slot.leaf}_g"], own[f"{slot.leaf}_v"]
         direction.copy_(value)  # type: ignore[union-attr]
-        kept = [d for d in range(value.dim()) if magnitude.shape[d] != 1]  # type: ignore[union-attr]
-        reduced = [d for d in range(value.dim()) if d not in kept]
-        magnitude.copy_(torch.linalg.vector_norm(value, dim=reduced or None, keepdim=True))  # type: ignore[union-attr]
+        reduced = [d for d in range(value.dim()) if magnitude.dim() == 0 or magnitude.shape[d] == 1]  # type: ignore[union-attr]
+        norm = torch.linalg.vector_norm(value, dim=reduced or None, keepdim=True)
+        magnitude.copy_(norm.reshape(magnitude.shape))  # type: ignore[union-attr]

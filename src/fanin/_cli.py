@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, experiments
+import fanin
+
+from . import experiments
 from ._console import SEVERITIES, complain, emit, github_lines, talk, weights_writer, write_whole
 from ._errors import FaninError, InvalidValueError, TargetError, one_of
 from ._progress import progress_bar
@@ -86,7 +88,7 @@ schemes_option = click.option(
 
 
 @click.group(context_settings=SETTINGS, epilog=EPILOG)
-@click.version_option(__version__, prog_name="fanin", message="%(prog)s %(version)s")
+@click.version_option(fanin.__version__, prog_name="fanin", message="%(prog)s %(version)s")
 @click.option("--traceback", is_flag=True, help="On an error show Python's traceback too.")
 def cli(traceback: bool) -> None:
     """Give every weight of a PyTorch model the right starting value, and see why.

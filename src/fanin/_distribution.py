@@ -22,7 +22,7 @@ Shape = Sequence[int]
 class Value:
     """A frozen dataclass that is known by the name of its class and its constructor's arguments."""
 
-    # Constructor's name of a field that is kept under another one.
+    # Field -> the constructor's name for it, where they differ.
     _argument_of: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def _arguments(self) -> dict[str, Any]:
@@ -46,7 +46,9 @@ class Value:
         return f"{type(self).__name__}({said})"
 
     def __str__(self) -> str:
-        shown = {k: v for k, v in self._arguments().items() if not (k == "mean" and v == 0.0)}
+        optional = inspect.signature(type(self)).parameters
+        arguments = self._arguments().items()
+        shown = {k: v for k, v in arguments if k != "mean" or v != optional[k].default}
         said = ", ".join(
             f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items()
         )

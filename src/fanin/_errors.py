@@ -69,7 +69,9 @@ def one_of(what: str, value: object, known: Iterable[str], hint: str = "") -> st
     )
 
 
-def finite(what: str, value: float, *, above: float | None = None, least: float | None = None) -> float:
+def finite(
+    what: str, value: float, *, above: float | None = None, least: float | None = None
+) -> float:
     """Return ``value`` as a float if it is a finite number within the bound; else raise.
 
     Args:

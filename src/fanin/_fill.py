@@ -140,7 +140,12 @@ def write(tensor: Tensor, distribution: Distribution, stream: Stream) -> None:
     if _has_no_numbers(tensor):
         return
     shard, sample = _sampler(distribution, tensor, stream)
-    with torch.inference_mode(mode=tensor.is_inference()), torch.no_grad():
+    # What exceeds the dtype becomes inf, as in torch, without a warning.
+    with (
+        torch.inference_mode(mode=tensor.is_inference()),
+        torch.no_grad(),
+        np.errstate(over="ignore"),
+    ):
         # .data leaves the version counter alone: however many pieces, a write is one version.
         local = shard.local.data
         if isinstance(distribution, Constant):
@@ -165,10 +170,14 @@ def _check_arguments(tensor: Tensor, distribution: Distribution) -> None:
             "a lazy parameter has no shape yet, so it cannot be filled. Run the model once on an example input first."
         )
     if tensor.layout is not torch.strided:
-        raise ModelError(f"fill_ writes dense tensors; got layout {tensor.layout}. Fill tensor.to_dense().")
+        raise ModelError(
+            f"fill_ writes dense tensors; got layout {tensor.layout}. Fill tensor.to_dense()."
+        )
     if not isinstance(distribution, Elementwise):
         distribution.std_for(tuple(tensor.shape))  # raises if the shape does not fit
-    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+    if any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    ):
         raise ModelError(
             f"an expanded tensor keeps one number for several elements; got shape {tuple(tensor.shape)} "
             f"with strides {tensor.stride()}. Fill the tensor that it was expanded from, or a clone()."
@@ -207,7 +216,9 @@ def _vector(index: Index) -> Array:
     return np.arange(index.start, index.stop, index.step) if isinstance(index, range) else index
 
 
-def drawer(kind: type[Distribution]) -> Callable[[Callable[[Any, Target], Sampler]], Callable[[Any, Target], Sampler]]:
+def drawer(
+    kind: type[Distribution],
+) -> Callable[[Callable[[Any, Target], Sampler]], Callable[[Any, Target], Sampler]]:
     """Register how a distribution is drawn: (distribution, target) -> sampler of blocks.
 
     The drawer checks what the distribution asks of the target and computes nothing costly; the
@@ -232,7 +243,7 @@ def _constant(law: Constant, target: Target) -> Sampler:
 
 @drawer(Normal)
 def _normal(law: Normal, target: Target) -> Sampler:
-    _check_random(law, target.dtype)
+    _check_random(law, target.dtype, law.std, law.mean)
 
     def sample(r: slice, c: slice) -> Array:
         rows, columns = target.at(r, c)
@@ -254,13 +265,13 @@ def _complex_normal(stream: Stream, rows: Array, columns: Array, std: float, rea
 
 @drawer(Uniform)
 def _uniform(law: Uniform, target: Target) -> Sampler:
-    _check_random(law, target.dtype, complex_too=False)
+    _check_random(law, target.dtype, law.low, law.high, complex_too=False)
     return lambda r, c: rng.uniform(target.stream, *target.at(r, c), law.low, law.high, target.real)
 
 
 @drawer(TruncatedNormal)
 def _truncated_normal(law: TruncatedNormal, target: Target) -> Sampler:
-    _check_random(law, target.dtype, complex_too=False)
+    _check_random(law, target.dtype, law.sigma, law.mean, complex_too=False)
     return lambda r, c: rng.truncated_normal(
         target.stream, *target.at(r, c), law.sigma, law.cut, law.mean, target.real
     )
@@ -268,7 +279,7 @@ def _truncated_normal(law: TruncatedNormal, target: Target) -> Sampler:
 
 @drawer(BoundedNormal)
 def _bounded_normal(law: BoundedNormal, target: Target) -> Sampler:
-    _check_random(law, target.dtype, complex_too=False)
+    _check_random(law, target.dtype, law.mu, law.sigma, complex_too=False)
     least, greatest = inward(law.low, law.high, target.dtype)
     if least > greatest and law.low < law.high:
         raise InvalidValueError(
@@ -279,14 +290,16 @@ def _bounded_normal(law: BoundedNormal, target: Target) -> Sampler:
         args = law.mu, law.sigma, law.low, law.high
         value = rng.bounded_normal(target.stream, *target.at(r, c), *args, target.real)
         # Between bounds that the dtype can hold, rounding to it stays between them.
-        return value if least > greatest else np.clip(value, target.real(least), target.real(greatest))
+        return (
+            value if least > greatest else np.clip(value, target.real(least), target.real(greatest))
+        )
 
     return sample
 
 
 @drawer(Orthogonal)
 def _orthogonal(law: Orthogonal, target: Target) -> Sampler:
-    _check_random(law, target.dtype)
+    _check_random(law, target.dtype, law.gain)
     shape = target.shard.shape
     matrix = _haar(target, shape[0], math.prod(shape[1:]))
 
@@ -298,7 +311,7 @@ def _orthogonal(law: Orthogonal, target: Target) -> Sampler:
 
 @drawer(DeltaOrthogonal)
 def _delta_orthogonal(law: DeltaOrthogonal, target: Target) -> Sampler:
-    _check_random(law, target.dtype)
+    _check_random(law, target.dtype, law.gain)
     shape = target.shard.shape
     matrix = _haar(target, shape[0], shape[1])
 
@@ -350,7 +363,9 @@ def _dirac(law: Dirac, target: Target) -> Sampler:
     def sample(r: slice, c: slice) -> Array:
         rows, columns = target.at(r, c)
         channel = rows % max(shape[0] // law.groups, 1)
-        return np.where(columns == (channel * taps + centre)[:, None], law.gain, 0.0).astype(target.real)
+        return np.where(columns == (channel * taps + centre)[:, None], law.gain, 0.0).astype(
+            target.real
+        )
 
     return sample
 
@@ -365,7 +380,7 @@ def _centre(kernel: tuple[int, ...]) -> int:
 
 @drawer(Sparse)
 def _sparse(law: Sparse, target: Target) -> Sampler:
-    _check_random(law, target.dtype)
+    _check_random(law, target.dtype, law.sigma)
     zeros = law.zeros_of(target.shard.shape[0])
     masks = target.stream.child("mask")
     values = _normal(Normal(law.sigma), target)
@@ -382,7 +397,10 @@ def _sparse(law: Sparse, target: Target) -> Sampler:
     return sample
 
 
-def _check_random(law: Distribution, dtype: torch.dtype, *, complex_too: bool = True) -> None:
+def _check_random(
+    law: Distribution, dtype: torch.dtype, *numbers: float, complex_too: bool = True
+) -> None:
+    """The dtype must be able to hold what is drawn; ``numbers`` are the law's finite parameters."""
     if not (dtype.is_floating_point or dtype.is_complex):
         raise InvalidValueError(
             f"{law} needs a floating point tensor; got dtype {dtype}. Convert it, e.g. with tensor.float()."
@@ -390,6 +408,11 @@ def _check_random(law: Distribution, dtype: torch.dtype, *, complex_too: bool = 
     if dtype.is_complex and not complex_too:
         raise InvalidValueError(
             f"{law} is a law of real numbers; got dtype {dtype}. Use Normal, or fill torch.view_as_real(tensor)."
+        )
+    top = torch.finfo(dtype).max
+    if any(abs(number) > top for number in numbers):
+        raise InvalidValueError(
+            f"{law} exceeds {top:.4g}, the largest {dtype} number. Use a wider dtype or smaller parameters."
         )
 
 
@@ -408,9 +431,10 @@ def inward(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
 def _ceiling(x: float, dtype: torch.dtype) -> float:
     """The least number of ``dtype`` that is >= x, by its bits: sign and magnitude."""
     nearest = torch.tensor(x, dtype=torch.float64).to(dtype)
-    if float(nearest) >= x:
-        return float(nearest)
+    value = float(nearest)
+    if value >= x:
+        return value
     integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    sign, size = (-1.0, -nearest) if float(nearest) < 0 else (1.0, nearest.abs())
-    bits = int(size.view(integer)) + int(sign)
-    return sign * float(torch.tensor(bits, dtype=integer).view(dtype))
+    # A step towards +inf makes the bits of a negative number smaller, those of a positive one larger.
+    bits = nearest.view(integer) + (-1 if value < 0 else 1)
+    return float(bits.view(dtype))

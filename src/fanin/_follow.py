@@ -84,7 +84,9 @@ def follow_modules(model: nn.Module, weights: Mapping[int, str]) -> Followed:
     order: list[str] = []
     waiting: tuple[str, ...] = ()
     for module in model.modules():
-        mine = tuple(dict.fromkeys(weights[id(p)] for p in _direct_parameters(module) if id(p) in weights))
+        mine = tuple(
+            dict.fromkeys(weights[id(p)] for p in _direct_parameters(module) if id(p) in weights)
+        )
         if mine:
             order += [n for n in mine if n not in order]
             waiting = mine
@@ -121,7 +123,15 @@ _PASS_OPS = frozenset(
     ("add", "sub", "mul", "div", "neg", "cat", "stack", "layer_norm", "batch_norm", "group_norm", "instance_norm",
      "rms_norm", "dropout", "mean", "constant_pad_nd", "masked_fill", "index", "index_select", "roll", "addcmul")
 )  # fmt: skip
-_PASS_PREFIXES = ("max_pool", "avg_pool", "adaptive_", "upsample_", "reflection_pad", "replication_pad", "pixel_")
+_PASS_PREFIXES = (
+    "max_pool",
+    "avg_pool",
+    "adaptive_",
+    "upsample_",
+    "reflection_pad",
+    "replication_pad",
+    "pixel_",
+)
 # Where an op keeps the parameters of the nonlinearity: positions in args, in our table's order.
 _PARAMETERS = {
     "leaky_relu": (1,),
@@ -181,7 +191,9 @@ class _Trail:
         if activation is not None:
             for name in waiting:
                 self.after.setdefault(name, activation)
-            return _Point(depth=depth, gate=waiting if activation.name == "sigmoid" else frozenset())
+            return _Point(
+                depth=depth, gate=waiting if activation.name == "sigmoid" else frozenset()
+            )
         if op.op == "mul" and len(sources) > 1:
             return self._product(sources, depth)
         if op.op == "add" and len(sources) > 1:
@@ -190,7 +202,7 @@ class _Trail:
         return _Point(waiting if passes else frozenset(), depth)
 
     def _product(self, sources: list[_Point], depth: int) -> _Point:
-        """x * sigmoid(x) is silu; any other product of two signals ends the trail."""
+        """X * sigmoid(x) is silu; any other product of two signals ends the trail."""
         for s in sources:
             others = frozenset().union(*(o.waiting for o in sources if o is not s))
             if s.gate and s.gate == others:
@@ -228,7 +240,9 @@ def follow_run(model: nn.Module, example_inputs: Any, weights: Mapping[int, str]
     """
     inputs = as_inputs(example_inputs)
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone(), (inputs.args, inputs.kwargs))
-    trail = _Trail(model, {n: weights[id(p)] for n, p in model.named_parameters() if id(p) in weights})
+    trail = _Trail(
+        model, {n: weights[id(p)] for n, p in model.named_parameters() if id(p) in weights}
+    )
     with torch.no_grad(), Recorder(model, trail.on_op, (args, kwargs)), preserved(model):
         model(*args, **kwargs)
     return Followed(

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._apply import _check_parametrization, _write_through
@@ -131,11 +132,12 @@ def shape_fans(tensor: Tensor) -> tuple[int, int]:
 
 def warn_if_empty(target: Tensor | nn.Module, least_dims: int = 0) -> bool:
     """Whether a tensor has no elements; if so, warn in torch's words where the user called."""
-    if not isinstance(target, Tensor) or is_lazy(target) or target.dim() < least_dims:
+    if not isinstance(target, Tensor) or isinstance(target, UninitializedTensorMixin) or target.dim() < least_dims:
         return False
     if 0 not in target.shape:
         return False
-    warnings.warn(EMPTY, stacklevel=4)
+    if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
+        warnings.warn(EMPTY, stacklevel=4)
     return True
 
 
@@ -145,7 +147,7 @@ def _check_tensor(tensor: object) -> None:
         raise InvalidValueError(
             f"expected a torch.Tensor to fill in place, or the nn.Module that owns it; got {tensor!r}."
         )
-    if is_lazy(tensor):
+    if isinstance(tensor, UninitializedTensorMixin):
         raise ModelError(
             "this parameter is lazy and has no shape yet. Run the model once on an example batch "
             "first, then initialise it."
@@ -169,7 +171,7 @@ def _seed(tensor: Tensor, draw: Draw, generator: torch.Generator | None) -> Tens
     """64 random bits as two words, from the generator, else from torch's default; None if none are due."""
     if draw[0] in FIXED or tensor.is_meta:
         return None
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
         # Inductor replaces torch.randint by a generator of its own; this operator it leaves to torch.
         blank = tensor.new_empty(2, dtype=torch.int64, device="cpu")
         return torch.ops.aten.random.to(blank, 2**32, generator=generator)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ._errors import InvalidValueError, ModelError, UncoveredParameterError, closest, one_of
 from ._facts import PartInfo
@@ -149,7 +150,7 @@ def tensor_of(module: nn.Module, name: str) -> Tensor:
             f"{type(module).__name__} has no parameter {name!r}; it has {', '.join(known) or 'none'}."
             f"{closest(name, known)}"
         )
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(tensor):
         raise ModelError(
             f"{type(module).__name__}.{name} is lazy and has no shape yet. "
             "Run the model once on an example batch first, then ask again."
@@ -184,23 +185,22 @@ def _uniform(bound: float) -> Distribution:
     return Uniform(-bound, bound) if bound > 0 else Constant(0.0)
 
 
-def _affine(module: nn.Module, layout: Layout, role: str) -> dict[str, Spec]:
+def _affine(weight: Tensor, layout: Layout, role: str) -> dict[str, Spec]:
     """Weight and bias of a linear or convolution layer, with torch's kaiming_uniform(a=sqrt 5)."""
-    shape = tuple(module.weight.shape)  # type: ignore[union-attr, arg-type]
-    fan_in = shape_fan(shape).fan_in
+    fan_in = shape_fan(tuple(weight.shape)).fan_in
     default = _uniform(1 / math.sqrt(fan_in) if fan_in else 0.0)
-    weight = Spec(role, exact_fan(layout), default=default, groups=layout.groups)
-    return {"weight": weight, "bias": Spec("bias", default=default)}
+    spec = Spec(role, exact_fan(layout), default=default, groups=layout.groups)
+    return {"weight": spec, "bias": Spec("bias", default=default)}
 
 
 @register_module(nn.Linear)
 def _linear(m: nn.Linear) -> dict[str, Spec]:
-    return _affine(m, Layout(m.in_features, m.out_features), "linear")
+    return _affine(m.weight, Layout(m.in_features, m.out_features), "linear")
 
 
 @register_module("transformers.pytorch_utils.Conv1D")
 def _conv1d_of_gpt2(m: nn.Module) -> dict[str, Spec]:
-    inputs, outputs = m.weight.shape  # type: ignore[union-attr]
+    inputs, outputs = m.get_parameter("weight").shape
     return {
         "weight": Spec("linear", Fan(inputs, outputs), default=Normal(0.02)),
         "bias": Spec("bias", default=Constant(0.0)),
@@ -212,7 +212,7 @@ def _conv(m: nn.Conv2d) -> dict[str, Spec]:
     layout = Layout(
         m.in_channels, m.out_channels, tuple(m.kernel_size), tuple(m.stride), m.groups, m.transposed
     )
-    return _affine(m, layout, "conv_transpose" if m.transposed else "conv")
+    return _affine(m.weight, layout, "conv_transpose" if m.transposed else "conv")
 
 
 @register_module(nn.Bilinear)

@@ -20,7 +20,15 @@ CAP = 2**18  # elements of one tensor that are looked at
 
 # Functions that give exact zeros; of these the first three never give negative numbers.
 POSITIVE = frozenset(("relu", "relu6", "hardsigmoid"))
-KILLERS = POSITIVE | {"threshold", "clamp", "maximum", "where", "hardswish", "hardshrink", "softshrink"}
+KILLERS = POSITIVE | {
+    "threshold",
+    "clamp",
+    "maximum",
+    "where",
+    "hardswish",
+    "hardshrink",
+    "softshrink",
+}
 # Bounded functions: (lowest, highest) value; None where the call says it.
 BOUNDED: dict[str, tuple[float, float] | None] = {
     "tanh": (-1.0, 1.0),

@@ -86,7 +86,9 @@ class Row:
     reasons: tuple[str, ...] = ()
     packed: tuple[Packed, ...] = ()
 
-    def with_distribution(self, choose: Callable[[Distribution, Fan | None], Distribution], why: str) -> Row:
+    def with_distribution(
+        self, choose: Callable[[Distribution, Fan | None], Distribution], why: str
+    ) -> Row:
         """A new row; ``choose(old, fan)`` gives the distribution of the row and of each slice.
 
         A slice that holds a constant (a padding row, a forget gate's bias) keeps it.
@@ -104,7 +106,9 @@ class Row:
         )
 
 
-def _changed(part: Packed, choose: Callable[[Distribution, Fan | None], Distribution], shape: tuple[int, ...]) -> Packed:
+def _changed(
+    part: Packed, choose: Callable[[Distribution, Fan | None], Distribution], shape: tuple[int, ...]
+) -> Packed:
     if part.std == 0.0:
         return part
     new = choose(part.distribution, _fan(part.fan_in, part.fan_out))
@@ -156,7 +160,9 @@ class InitPlan:
 
     def __post_init__(self) -> None:
         names = [n for r in self.rows for n in (r.name, *r.aliases)]
-        twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+        twice = (
+            sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+        )
         if twice:
             raise PlanError(f"a plan names each parameter once; it names {', '.join(twice)} twice.")
 
@@ -196,7 +202,9 @@ class InitPlan:
             PlanError: nothing matches.
         """
         hit = tuple(
-            r for r in self.rows if any(n == name_or_glob or fnmatchcase(n, name_or_glob) for n in (r.name, *r.aliases))
+            r
+            for r in self.rows
+            if any(n == name_or_glob or fnmatchcase(n, name_or_glob) for n in (r.name, *r.aliases))
         )
         if not hit:
             raise PlanError(
@@ -215,7 +223,9 @@ class InitPlan:
 
     # new plans -------------------------------------------------------------------------------
 
-    def replace(self, name_or_glob: str, distribution: Distribution | Initializer, why: str) -> InitPlan:
+    def replace(
+        self, name_or_glob: str, distribution: Distribution | Initializer, why: str
+    ) -> InitPlan:
         """A new plan in which the matching rows draw from ``distribution``.
 
         Args:
@@ -229,7 +239,10 @@ class InitPlan:
         """
         chosen = {r.name for r in self.matching(name_or_glob)}
         return replace(
-            self, rows=tuple(_replaced(r, distribution, why) if r.name in chosen else r for r in self.rows)
+            self,
+            rows=tuple(
+                _replaced(r, distribution, why) if r.name in chosen else r for r in self.rows
+            ),
         )
 
     def scaled(self, name_or_glob: str, factor: float, why: str) -> InitPlan:
@@ -245,7 +258,9 @@ class InitPlan:
         return replace(
             self,
             rows=tuple(
-                r.with_distribution(lambda d, _: d.scaled(factor), reason) if r.name in chosen else r
+                r.with_distribution(lambda d, _: d.scaled(factor), reason)
+                if r.name in chosen
+                else r
                 for r in self.rows
             ),
         )
@@ -290,14 +305,18 @@ class InitPlan:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise PlanError(
-                f"not a plan: expected JSON with \"format\": \"{FORMAT}\", got {found!r}. "
+                f'not a plan: expected JSON with "format": "{FORMAT}", got {found!r}. '
                 "Write one with plan.to_json() or `fanin plan TARGET --format json`."
             )
         if data.get("rng") != RNG:
-            raise PlanError(f"this plan was made for the engine {data.get('rng')!r}; this fanin has {RNG!r}.")
+            raise PlanError(
+                f"this plan was made for the engine {data.get('rng')!r}; this fanin has {RNG!r}."
+            )
         try:
             rows = tuple(_row(r) for r in data["rows"])
-            return cls(rows, data["scheme"], data["rng"], tuple(data["notes"]), bool(data["partial"]))
+            return cls(
+                rows, data["scheme"], data["rng"], tuple(data["notes"]), bool(data["partial"])
+            )
         except (KeyError, TypeError, AttributeError, InvalidValueError) as error:
             raise PlanError(
                 f"the plan is damaged: {type(error).__name__} {error}. Make it anew with fanin.plan(model)."
@@ -329,7 +348,9 @@ class InitPlan:
 
     # to the model ----------------------------------------------------------------------------
 
-    def fill_(self, model: torch.nn.Module, seed: int = 0, only: str | list[str] | None = None) -> torch.nn.Module:
+    def fill_(
+        self, model: torch.nn.Module, seed: int = 0, only: str | list[str] | None = None
+    ) -> torch.nn.Module:
         """Write the plan into ``model``'s parameters, in place.
 
         Args:
@@ -360,7 +381,15 @@ class InitPlan:
         return html_table(
             ("parameter", "shape", "role", "fan_in", "std", "distribution", "why"),
             [
-                (r.name, "x".join(map(str, r.shape)), r.role, r.fan_in, f"{r.std:.4g}", r.distribution, "; ".join(r.reasons))
+                (
+                    r.name,
+                    "x".join(map(str, r.shape)),
+                    r.role,
+                    r.fan_in,
+                    f"{r.std:.4g}",
+                    r.distribution,
+                    "; ".join(r.reasons),
+                )
                 for r in self.rows
             ],
         )
@@ -382,7 +411,9 @@ class PlanDiff:
         return {
             "removed": [_content(r) for r in self.removed],
             "added": [_content(r) for r in self.added],
-            "changed": [{"name": a.name, "from": _content(a), "to": _content(b)} for a, b in self.changed],
+            "changed": [
+                {"name": a.name, "from": _content(a), "to": _content(b)} for a, b in self.changed
+            ],
         }
 
     def __str__(self) -> str:
@@ -444,7 +475,8 @@ def _content(row: Row) -> dict[str, Any]:
 
 def _row(data: dict[str, Any]) -> Row:
     packed = tuple(
-        Packed(**{**p, "distribution": distribution_from_dict(p["distribution"])}) for p in data["packed"]
+        Packed(**{**p, "distribution": distribution_from_dict(p["distribution"])})
+        for p in data["packed"]
     )
     return Row(
         **{

@@ -2,8 +2,8 @@
 
 Numbers are reduced in float64 and fetched together at the end. The gradient is asked for with
 `torch.autograd.grad`, so that no ``.grad`` is written; it is linear in the cotangent, so a factor
-of 2^64 keeps what float32 would lose, exactly, and is divided out again. What still falls
-below float32's normal numbers is measured a second time in float64.
+of 2^64 keeps what float32 would lose, exactly, and is divided out again. What still leaves the
+range of the model's dtype is measured a second time in float64.
 """
 
 from __future__ import annotations
@@ -11,26 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ._errors import FaninError, ModelError
 from ._findings import find
 from ._inputs import Inputs, as_inputs
-from ._measure import BOUNDED, KILLERS, Sums, backward_sums, forward_sums
+from ._meter import Meter, measured_alone
 from ._preserve import preserved
-from ._record import INPUT, Op, Recorder, floating_leaves
-from ._report import Coverage, Layer, Signal, SignalReport
-from ._width import Passed, error_bars
+from ._record import Recorder, floating_leaves
+from ._report import Coverage, SignalReport
 
-SCALE = 2.0**64  # of the cotangent, where the dtype has float32's exponents
-COTANGENT_KEY = 0xFA71  # seed of the fixed N(0,1) cotangent
-_FIRST_CHANNELS = ("conv", "batch_norm", "group_norm", "instance_norm", "max_pool", "avg_pool", "adaptive_")
-_LAST_CHANNELS = frozenset(("linear", "layer_norm", "rms_norm", "embedding", "bilinear", "lstm", "matmul", "softmax"))
+SCALE = 2.0**64  # of the cotangent, for dtypes with float32's exponents
+COTANGENT_SEED = 0xFA71
+_SCALED = frozenset((torch.float32, torch.bfloat16))
 
 
 def probe(
@@ -69,32 +68,16 @@ def probe(
         >>> net = torch.nn.Sequential(*[torch.nn.Linear(64, 64, bias=False) for _ in range(20)])
         >>> report = fanin.probe(net, torch.randn(32, 64))
         >>> report.ok, [f.code for f in report.findings]
-        (False, ['FAN102'])
+        (False, ['FAN102', 'FAN102'])
 
     Source: Schoenholz et al. 2017 (arXiv 1611.01232), sections 3 and 4, for the three quantities.
     """
     _check(model)
     inputs = as_inputs(example_inputs)
-    run = _run(model, inputs, loss_fn, backward=backward, wide=False)
-    notes: list[str] = []
-    lost = run.lost()
-    if lost and run.dtype is not torch.float64:
-        try:
-            run = replace(_run(model, inputs, loss_fn, backward=backward, wide=True), dtype=run.dtype)
-            notes.append(f"measured in float64: {lost} of the {_name(run.dtype)} figures left its range")
-        except FaninError as error:
-            notes.append(f"{lost} figures left the range of {_name(run.dtype)}; float64 failed: {error}")
-    report = run.report(_leaves(model))
-    return find(replace(report, notes=(*report.notes, *notes)))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _leaves(model: nn.Module) -> set[str]:
-    """FQNs of modules that contain no other, parametrizations apart."""
-    return {n for n, m in model.named_modules() if not set(dict(m.named_children())) - {"parametrizations"}}
+    report, lost = _run(model, inputs, loss_fn, backward=backward, wide=False)
+    if lost and report.dtype != "float64":
+        report = _again_in_float64(report, lost, model, inputs, loss_fn, backward=backward)
+    return replace(report, findings=find(report))
 
 
 def _check(model: nn.Module) -> None:
@@ -111,71 +94,241 @@ def _check(model: nn.Module) -> None:
             )
 
 
+def _again_in_float64(
+    narrow: SignalReport,
+    lost: int,
+    model: nn.Module,
+    inputs: Inputs,
+    loss_fn: Callable[[Any], Tensor] | None,
+    *,
+    backward: bool,
+) -> SignalReport:
+    try:
+        report, _ = _run(model, inputs, loss_fn, backward=backward, wide=True)
+    except FaninError as error:
+        note = f"{lost} figures left {narrow.dtype}'s range; in float64 {error}"
+        return replace(narrow, notes=(*narrow.notes, note))
+    note = f"measured in float64, because {lost} figures left {narrow.dtype}'s range"
+    return replace(report, dtype=narrow.dtype, notes=(*report.notes, note))
+
+
 # one run -------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Run:
-    """What one forward and backward pass left, still on its devices.
+@dataclass(frozen=True)
+class _Call:
+    """A model with copies of its arguments.
 
     Args:
-        ops: per op, what the numbers alone do not tell.
-        forward: per op, (vector laid out like `Sums`, elements).
-        grads: op index -> (vector (sum, scale), elements).
-        outputs: FQN -> index of the op whose result the module returned.
-        scale: the cotangent was multiplied by it.
+        run: without arguments, returns the model's output.
+        args: positional and keyword arguments, for the recorder.
+        wanted: tensors whose gradient is asked for, so that the backward pass reaches all ops.
     """
 
-    ops: list[Passed] = field(default_factory=list)
-    forward: list[tuple[Tensor, int]] = field(default_factory=list)
-    grads: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
-    outputs: dict[str, int] = field(default_factory=dict)
-    inputs: tuple[Tensor, int] | None = None
-    loss: Tensor | None = None
-    chance: float | None = None
-    scale: float = 1.0
-    dtype: torch.dtype = torch.float32
-    coverage: Coverage = field(default_factory=Coverage)
-    notes: list[str] = field(default_factory=list)
+    run: Callable[[], Any]
+    args: tuple[Any, dict[str, Any]]
+    wanted: tuple[Tensor, ...]
 
-    def on_op(self, op: Op) -> None:
-        """Measure one op's output, and ask for its gradient."""
-        # Neither the recorder nor `preserved` need see the ops that measure.
-        with torch._C._DisableTorchDispatch(), torch.no_grad():  # noqa: SLF001 - both modes at once
-            units = self._units(op)
-            limits = BOUNDED.get(op.op, (0.0, 0.0)) if op.op in BOUNDED else None
-            if op.op == "hardtanh":
-                limits = tuple((*op.args[1:3], *op.kwargs.values(), -1.0, 1.0)[:2])  # type: ignore[assignment]
-            by_mask = op.op == "mul" and any(getattr(a, "dtype", None) is torch.bool for a in op.args)
-            kills = op.op in KILLERS or by_mask
-            sums, count = (
-                forward_sums(op.value, op.op, units, limits, kills=kills)
-                if op.value.numel()
-                else (torch.full((len(Sums._fields),), math.nan, dtype=torch.float64), 1)
-            )
-            self.forward.append((sums, count))
-            shape = tuple(op.value.shape)
-            width = shape[units] if shape else 1
-            self.ops.append(Passed(op.op, op.module, shape, units, op.sources, bool(op.params), width))
-        if op.output.requires_grad:
-            op.output.register_hook(self._hook(op.index))
 
-    def _hook(self, index: int) -> Callable[[Tensor], None]:
-        def hook(grad: Tensor) -> None:
-            if grad.layout is torch.strided and grad.numel():
-                with torch._C._DisableTorchDispatch(), torch.no_grad():  # noqa: SLF001
-                    self.grads[index] = backward_sums(grad)
+def _run(
+    model: nn.Module,
+    inputs: Inputs,
+    loss_fn: Callable[[Any], Tensor] | None,
+    *,
+    backward: bool,
+    wide: bool,
+) -> tuple[SignalReport, int]:
+    """One forward and backward pass; the report without findings, and how many figures are lost."""
+    meter = Meter()
+    with _surroundings(model, backward=backward, wide=wide):
+        call = _wide_call(model, inputs) if wide else _call(model, inputs)
+        recorder = Recorder(model, meter.on_op, call.args, meter.on_output)
+        try:
+            with recorder:
+                output = call.run()
+        except FaninError:
+            raise
+        except Exception as error:
+            raise ModelError(_where_it_failed(model, recorder.where, call.args, error)) from error
+        scale = SCALE if set(meter.dtypes) <= _SCALED else 1.0
+        loss = None if loss_fn is None else _loss(loss_fn, output)
+        notes = _backward(output, loss, call.wanted, scale) if backward else []
+        layers, lost = meter.layers(scale)
+        leaves = _leaves(model)
+        first = next((t for t in tree_leaves(call.args) if _is_floating(t) and t.numel()), None)
+        report = SignalReport(
+            layers,
+            coverage=Coverage(
+                len(layers), recorder.seen, tuple(f"{n} x{k}" for n, k in recorder.missed.items())
+            ),
+            outputs=tuple((name, i) for name, i in meter.outputs.items() if name in leaves),
+            inputs=None if first is None else measured_alone(first),
+            loss=None if loss is None else float(loss),
+            chance=None if loss is None else _chance(loss, output),
+            dtype=str(meter.dtype).removeprefix("torch."),
+            notes=tuple(notes)
+            if layers
+            else (*notes, "no op on floating tensors reads the inputs"),
+        )
+    return report, lost
 
-        return hook
 
-    def _units(self, op: Op) -> int:
-        """The dim of the units: channels after a convolution, else features."""
-        ndim = op.value.ndim
-        if op.op.startswith(_FIRST_CHANNELS) and ndim > 1:
-            return 1
-        if op.op in _LAST_CHANNELS:
-            return ndim - 1
-        source = next((s for s in op.sources if s != INPUT), None)
-        if source is not None and len(self.ops[source].shape) == ndim:
-            return self.ops[source].units
-        return 1 if ndim > 3 else max(ndim - 1, 0)
+@contextmanager
+def _surroundings(model: nn.Module, *, backward: bool, wide: bool) -> Iterator[None]:
+    """Everything put back afterwards; ops that arrive one by one; no time lost to denormals."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    with preserved(model), torch.inference_mode(mode=False), torch.set_grad_enabled(backward):
+        torch.backends.mha.set_fastpath_enabled(value=False)
+        torch.set_flush_denormal(True)
+        if wide:
+            torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(value=fused)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _leaves(model: nn.Module) -> set[str]:
+    """FQNs of modules that contain no other, parametrizations apart."""
+    return {
+        name
+        for name, module in model.named_modules()
+        if not {n for n, _ in module.named_children()} - {"parametrizations"}
+    }
+
+
+# calls ---------------------------------------------------------------------------------------
+
+
+def _call(model: nn.Module, inputs: Inputs) -> _Call:
+    frozen = not any(p.requires_grad for p in model.parameters())
+    args, kwargs, leaves = _copies(inputs, frozen=frozen, wide=False)
+    wanted = (*(p for p in model.parameters() if p.requires_grad), *leaves)
+    return _Call(lambda: model(*args, **kwargs), (args, kwargs), wanted)
+
+
+def _wide_call(model: nn.Module, inputs: Inputs) -> _Call:
+    """The same call with float64 copies of parameters, buffers and arguments."""
+    params = {
+        n: _widened(p.detach()).clone().requires_grad_(p.requires_grad)
+        for n, p in model.named_parameters()
+    }
+    buffers = {n: _widened(b.detach()).clone() for n, b in model.named_buffers()}
+    wanted = tuple(p for p in params.values() if p.requires_grad)
+    args, kwargs, leaves = _copies(inputs, frozen=not wanted, wide=True)
+    return _Call(
+        lambda: functional_call(model, {**params, **buffers}, args, kwargs),
+        (args, kwargs),
+        (*wanted, *leaves),
+    )
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _copies(inputs: Inputs, *, frozen: bool, wide: bool) -> tuple[Any, Any, list[Tensor]]:
+    """Clones of the arguments, one per tensor, and the leaves among them that want a gradient.
+
+    If no parameter does, floating inputs do: else there would be no backward pass to measure.
+    """
+    copies: dict[int, Tensor] = {}
+    leaves: list[Tensor] = []
+
+    def copy(tensor: Tensor) -> Tensor:
+        if id(tensor) not in copies:
+            clone = tensor.detach().clone()
+            clone = _widened(clone) if wide else clone
+            if (
+                torch.is_grad_enabled()
+                and clone.is_floating_point()
+                and (frozen or tensor.requires_grad)
+            ):
+                leaves.append(clone.requires_grad_())
+                clone = clone.clone()  # the model may write into its input, not into a leaf
+            copies[id(tensor)] = clone
+        return copies[id(tensor)]
+
+    args, kwargs = tree_map_only(Tensor, copy, (inputs.args, inputs.kwargs))
+    return args, kwargs, leaves
+
+
+def _where_it_failed(model: nn.Module, where: str, args: Any, error: Exception) -> str:
+    kind = type(model.get_submodule(where)).__name__
+    place = f"in module {where!r} ({kind})" if where else f"in {kind} itself"
+    given = ", ".join(
+        f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}"
+        for t in tree_leaves(args)
+        if isinstance(t, Tensor)
+    )
+    return (
+        f"the model failed {place}: {type(error).__name__}: {error}. "
+        f"It was called with {given or 'no tensors'}. Give example inputs that model(...) accepts."
+    )
+
+
+# backward ------------------------------------------------------------------------------------
+
+
+def _loss(loss_fn: Callable[[Any], Tensor], output: Any) -> Tensor:
+    try:
+        loss = loss_fn(output)
+    except Exception as error:
+        raise ModelError(
+            f"loss_fn failed on the model's output: {type(error).__name__}: {error}. "
+            "It is called with what model(...) returns and gives one number."
+        ) from error
+    if not _is_floating(loss) or loss.numel() != 1:
+        got = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ModelError(f"loss_fn must return one floating number as a tensor; got {got}.")
+    return loss
+
+
+def _backward(
+    output: Any, loss: Tensor | None, wanted: tuple[Tensor, ...], scale: float
+) -> list[str]:
+    """Run the backward pass for the sake of its hooks; notes if there is none to run."""
+    roots = [
+        t for t in ([loss] if loss is not None else floating_leaves(output)) if t.requires_grad
+    ]
+    if not roots or not wanted:
+        return ["no gradients: the output does not depend on anything that requires them"]
+    root = roots[0]
+    if loss is None:
+        generator = torch.Generator().manual_seed(COTANGENT_SEED)
+        cotangent = torch.randn(root.shape, generator=generator, dtype=torch.float64, device="cpu")
+    else:
+        cotangent = torch.ones(root.shape, dtype=torch.float64, device="cpu")
+    cotangent = (cotangent * scale).to(root.device, root.dtype)
+    try:
+        torch.autograd.grad(root, wanted, cotangent, allow_unused=True)
+    except Exception as error:
+        raise ModelError(
+            f"the backward pass failed: {type(error).__name__}: {error}. "
+            "probe(..., backward=False) measures the forward pass alone."
+        ) from error
+    return []
+
+
+def _chance(loss: Tensor, output: Any) -> float | None:
+    """ln(classes) if ``loss`` is a mean cross-entropy, as its graph tells; else None."""
+    logits = next((t for t in floating_leaves(output) if t.ndim > 1), None)
+    if logits is None:
+        return None
+    ends = {t.grad_fn for t in floating_leaves(output) if t.ndim}
+    front, near = [loss.grad_fn], 0
+    while front and near < 64:
+        node, near = front.pop(0), near + 1
+        if node is None or node in ends:
+            continue
+        name = node.name()
+        if name.startswith("NllLoss") and getattr(node, "_saved_reduction", 1) == 1:
+            return math.log(logits.shape[1 if "2D" in name else -1])
+        if "LogSoftmax" in name or "Logsumexp" in name:
+            return math.log(logits.shape[-1])
+        front += [parent for parent, _ in node.next_functions]
+    return None

@@ -140,7 +140,11 @@ def rnn_hidden(info: ParamInfo, _: ModelFacts) -> Choice | None:
 
 def slopes(info: ParamInfo, _: ModelFacts) -> Choice | None:
     """PReLU's slope starts at 1/4 (He et al. 2015 section 2.1)."""
-    return Choice(always(Constant(0.25)), "PReLU slope: 1/4 (He et al. 2015)") if info.role == "slope" else None
+    return (
+        Choice(always(Constant(0.25)), "PReLU slope: 1/4 (He et al. 2015)")
+        if info.role == "slope"
+        else None
+    )
 
 
 def attention_biases(info: ParamInfo, _: ModelFacts) -> Choice | None:
@@ -275,7 +279,9 @@ def _row(info: ParamInfo, facts: ModelFacts, choice: Choice) -> Row:
         role=info.role,
         fan_in=info.fan.fan_in if info.fan else None,
         fan_out=info.fan.fan_out if info.fan else None,
-        nonlinearity=info.activation.name if info.activation and info.role in WEIGHT_ROLES else None,
+        nonlinearity=info.activation.name
+        if info.activation and info.role in WEIGHT_ROLES
+        else None,
         branch_depth=facts.branches,
         distribution=base,
         std=realised_std(info.shape, base, packed),

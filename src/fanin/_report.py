@@ -46,7 +46,9 @@ class Signal:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, (int, float))
+            ):
                 raise InvalidValueError(f"{field.name} must be a number or None; got {value!r}.")
 
 
@@ -138,7 +140,7 @@ class SignalReport:
 
     layers: tuple[Layer, ...]
     findings: tuple[Finding, ...] = ()
-    coverage: Coverage = Coverage()  # noqa: RUF009 - frozen
+    coverage: Coverage = Coverage()
     outputs: tuple[tuple[str, int], ...] = ()
     inputs: Signal | None = None
     loss: float | None = None
@@ -190,7 +192,9 @@ class SignalReport:
             return cls(
                 layers=tuple(_layer(x) for x in data["layers"]),
                 findings=tuple(Finding(**f) for f in data["findings"]),
-                coverage=Coverage(**{**data["coverage"], "missed": tuple(data["coverage"]["missed"])}),
+                coverage=Coverage(
+                    **{**data["coverage"], "missed": tuple(data["coverage"]["missed"])}
+                ),
                 outputs=tuple((name, index) for name, index in data["outputs"]),
                 inputs=_signal(data["inputs"]),
                 loss=_number(data["loss"]),
@@ -229,7 +233,16 @@ class SignalReport:
     def _repr_html_(self) -> str:
         header = ("layer", "op", "shape", "act rms", "correlation", "grad rms", "dead", "saturated")
         rows = [
-            (x.name, x.op, "x".join(map(str, x.shape)), s.act_rms, s.correlation, s.grad_rms, s.dead, s.saturated)
+            (
+                x.name,
+                x.op,
+                "x".join(map(str, x.shape)),
+                s.act_rms,
+                s.correlation,
+                s.grad_rms,
+                s.dead,
+                s.saturated,
+            )
             for x in self.layers
             for s in (x.signal,)
         ]
@@ -284,11 +297,17 @@ def _figure(report: SignalReport) -> Figure:
         raise MissingExtraError("report.plot()", "matplotlib", "plot") from error
     figure = Figure(figsize=(8, 7), layout="constrained")
     panels = figure.subplots(3, sharex=True)
-    rows = (("act_rms", "log10 activation rms"), ("grad_rms", "log10 gradient rms"), ("correlation", "correlation"))
+    rows = (
+        ("act_rms", "log10 activation rms"),
+        ("grad_rms", "log10 gradient rms"),
+        ("correlation", "correlation"),
+    )
     for axes, (field, title) in zip(panels, rows, strict=True):
         for kind, style in (("predicted", "-"), ("measured", ".")):
             signals = [getattr(layer, kind) for layer in report.layers]
-            points = list(_points([s and getattr(s, field) for s in signals], log=field != "correlation"))
+            points = list(
+                _points([s and getattr(s, field) for s in signals], log=field != "correlation")
+            )
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=kind)
                 axes.legend(loc="best", frameon=False)

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from ._errors import InvalidValueError, ModelError
+from ._errors import ModelError
 from ._facts import FREE_ROLE, RESIDUAL_ROLES, WEIGHT_ROLES, ModelFacts, ParamInfo
 from ._fans import shape_fan
 from ._follow import Followed, follow_modules, follow_run
 from ._layouts import Spec, specs_of
 
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_WRAPPERS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
+)
 _ROOTS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # noqa: SLF001
 
@@ -80,12 +82,12 @@ def _identity(slot: Slot) -> object:
 def _own_slots(module: nn.Module, fqn: str) -> Iterator[Slot]:
     """The tensors that belong to ``module`` itself, in order of registration."""
     prefix = f"{fqn}." if fqn else ""
-    behind = {leaf: names for leaf, names in _old_style(module).items()}
+    behind = _old_style(module)
     hidden = {n for names in behind.values() for n in names}
     for leaf, parameter in module._parameters.items():  # noqa: SLF001 - keeps the order and skips none
         if parameter is None or leaf in hidden:
             continue
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             raise ModelError(
                 f"{prefix}{leaf} is lazy and has no shape yet. Run the model once on an example batch, "
                 "then plan or initialise it."
@@ -93,16 +95,25 @@ def _own_slots(module: nn.Module, fqn: str) -> Iterator[Slot]:
         yield Slot(f"{prefix}{leaf}", module, fqn, leaf, parameter)
     if is_parametrized(module):
         for leaf, parametrization in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            behind[leaf] = tuple(f"parametrizations.{leaf}.{n}" for n, _ in parametrization.named_parameters())
+            behind[leaf] = tuple(
+                f"parametrizations.{leaf}.{n}" for n, _ in parametrization.named_parameters()
+            )
     for leaf, names in behind.items():
-        yield Slot(f"{prefix}{leaf}", module, fqn, leaf, getattr(module, leaf), tuple(f"{prefix}{n}" for n in names))
+        yield Slot(
+            f"{prefix}{leaf}",
+            module,
+            fqn,
+            leaf,
+            getattr(module, leaf),
+            tuple(f"{prefix}{n}" for n in names),
+        )
 
 
 def _old_style(module: nn.Module) -> dict[str, tuple[str, ...]]:
     """Tensors recomputed by the hooks of torch.nn.utils.weight_norm and spectral_norm."""
-    own = module._parameters  # noqa: SLF001
+    own, buffers = module._parameters, module._buffers  # noqa: SLF001
     norms = {n[:-2]: (n, f"{n[:-2]}_v") for n in own if n.endswith("_g") and f"{n[:-2]}_v" in own}
-    spectral = {n[:-5]: (n,) for n in own if n.endswith("_orig") and f"{n[:-5]}_u" in module._buffers}  # noqa: SLF001
+    spectral = {n[:-5]: (n,) for n in own if n.endswith("_orig") and f"{n[:-5]}_u" in buffers}
     return {**norms, **spectral}
 
 
@@ -130,7 +141,8 @@ def describe(model: nn.Module, example_inputs: Any = None) -> ModelFacts:
         params,
         layers=len(followed.order),
         branches=branches,
-        normalised=any(isinstance(m, _NORMS) for m in model.modules()) or any(p.role == "norm" for p in params),
+        normalised=any(isinstance(m, _NORMS) for m in model.modules())
+        or any(p.role == "norm" for p in params),
         recurrent=any(p.role.startswith("rnn") for p in params),
         traced=followed.traced,
         notes=followed.notes,
@@ -151,7 +163,9 @@ def _role(spec: Spec | None) -> str:
     return FREE_ROLE if spec is None else spec.role
 
 
-def _behind_parametrization(model: nn.Module, slots: list[Slot], specs: Mapping[str, Spec]) -> dict[int, str]:
+def _behind_parametrization(
+    model: nn.Module, slots: list[Slot], specs: Mapping[str, Spec]
+) -> dict[int, str]:
     """Identity of each parameter behind a parametrized weight -> the weight's name."""
     parameters = {canonical(n): p for n, p in model.named_parameters(remove_duplicate=False)}
     return {
@@ -213,7 +227,9 @@ def _with_head(params: tuple[ParamInfo, ...], followed: Followed) -> tuple[Param
     """The last weight that signal passes through is the head, if it is a dense layer on its own."""
     last = followed.order[-1] if followed.order else None
     return tuple(
-        replace(p, role="head") if p.name == last and p.role == "linear" and p.activation is None else p
+        replace(p, role="head")
+        if p.name == last and p.role == "linear" and p.activation is None
+        else p
         for p in params
     )
 
@@ -222,6 +238,8 @@ def _with_biases(params: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
     """A bias shares its layer's nonlinearity: it is added before it."""
     layers = {p.module: p for p in params if p.role in WEIGHT_ROLES and p.name.endswith("weight")}
     return tuple(
-        replace(p, activation=layers[p.module].activation) if p.role == "bias" and p.module in layers else p
+        replace(p, activation=layers[p.module].activation)
+        if p.role == "bias" and p.module in layers
+        else p
         for p in params
     )

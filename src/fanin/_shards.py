@@ -84,7 +84,9 @@ def _axis(tensor: Any, dim: int) -> Index:
         return range(length)
     try:
         # A mesh of GPUs moves what is placed on it; the numbers come back to the CPU.
-        piece = distribute_tensor(torch.arange(length), tensor.device_mesh, placements, src_data_rank=None)
+        piece = distribute_tensor(
+            torch.arange(length), tensor.device_mesh, placements, src_data_rank=None
+        )
     except AssertionError as error:
         raise ModelError(
             f"torch cannot split dim {dim} of length {length} as {tensor.placements} say. "

@@ -201,10 +201,12 @@ def sparkline(values: Iterable[float | None], log: bool = False, width: int = WI
     if len(levels) > width:
         levels = [levels[i * (len(levels) - 1) // (width - 1)] for i in range(width)]
     known = [v for v in levels if math.isfinite(v)]
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    span = max(high - low, 1.0 if log else 1e-9 * max(abs(low), abs(high)) or 1.0)
-    low -= (span - (high - low)) / 2
-    return "".join(" " if math.isnan(v) else BARS[_bar(v, low, span)] for v in levels)
+    scale = 1.0 if log else max(map(abs, known), default=0.0) or 1.0
+    low, high = min(known, default=0.0) / scale, max(known, default=0.0) / scale
+    least = 1.0 if log else 1e-9
+    if high - low < least:  # what hardly moves runs through the middle of one bar
+        low, high = (low + high) / 2 - least * 9 / 16, (low + high) / 2 + least * 7 / 16
+    return "".join(" " if math.isnan(v) else BARS[_bar(v / scale, low, high)] for v in levels)
 
 
 def _level(value: float | None, log: bool) -> float:
@@ -215,7 +217,7 @@ def _level(value: float | None, log: bool) -> float:
     return math.log10(abs(value)) if value else -math.inf
 
 
-def _bar(level: float, low: float, span: float) -> int:
+def _bar(level: float, low: float, high: float) -> int:
     if math.isinf(level):
         return 0 if level < 0 else len(BARS) - 1
-    return min(len(BARS) - 1, int((level - low) / span * len(BARS)))
+    return min(len(BARS) - 1, int((level - low) / (high - low) * len(BARS)))

@@ -285,8 +285,8 @@ def _spark(title: str, values: Sequence[float | None]) -> list[str]:
 
 
 def _what(finding: Finding) -> str:
-    told = not finding.where or finding.where in finding.message
-    return finding.message if told else f"{finding.where}: {finding.message}"
+    named = re.search(rf"(?<![\w.]){re.escape(finding.where)}(?![\w.])", finding.message)
+    return finding.message if named or not finding.where else f"{finding.where}: {finding.message}"
 
 
 def _finding_lines(finding: Finding) -> list[str]:
@@ -314,8 +314,8 @@ def diff_text(diff: PlanDiff) -> str:
     """
     if not diff:
         return "the plans write the same values"
-    words = [f"- {r.name}  {drawn(r.distribution)}" for r in diff.removed]
-    words += [f"+ {r.name}  {drawn(r.distribution)}" for r in diff.added]
+    words = [f"- {r.name} {drawn(r.distribution)}" for r in diff.removed]
+    words += [f"+ {r.name} {drawn(r.distribution)}" for r in diff.added]
     lines = [line for text in words for line in wrap(text, rest="    ")]
     for f in fold(((a.name, (a, b)) for a, b in diff.changed), _same_change):
         lines += wrap(f"~ {f.name} {f.times}")

@@ -88,12 +88,12 @@ def calculate_gain(nonlinearity: Any, param: Any = None) -> float:
 
     Sources: torch.nn.init; He et al. 2015 eq. 10; for the others `fanin.gain`.
     """
+    if isinstance(nonlinearity, str) and nonlinearity in TORCH_NAMES:
+        return torch_gain(nonlinearity, param)
     return _gain(nonlinearity, param)
 
 
 def _gain(nonlinearity: Any, param: Any) -> float:
-    if isinstance(nonlinearity, str) and nonlinearity in TORCH_NAMES:
-        return torch_gain(nonlinearity, param)
     if isinstance(nonlinearity, nn.Module) or callable(nonlinearity):
         return _exact_gain(nonlinearity, param)
     known = (*TORCH_NAMES, *(n for n in names() if n not in TORCH_NAMES))

@@ -91,9 +91,7 @@ def quantile(below: Array, above: Array, q: Array) -> Array:
     tail, body = np.minimum(below, above), np.maximum(below, above)
     depth = np.sqrt(-log(tail, body))
     near, far = np.minimum(depth, 5.0) - 1.6, np.maximum(depth, 5.0) - 5.0
-    size = np.where(
-        depth <= 5.0, _rational(QUANTILE_TAIL, near), _rational(QUANTILE_FAR_TAIL, far)
-    )
+    size = np.where(depth <= 5.0, _rational(QUANTILE_TAIL, near), _rational(QUANTILE_FAR_TAIL, far))
     return np.where(np.abs(q) <= 0.425, centre, np.where(q < 0.0, -size, size))
 
 

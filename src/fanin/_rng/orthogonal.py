@@ -1,5 +1,7 @@
-"""Haar-distributed orthogonal and unitary matrices from the engine's normals, to the same bits
-on every machine and with any number of threads."""
+"""Orthogonal and unitary matrices, uniformly distributed, from the engine's normals.
+
+The same bits on every machine and with any number of threads.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ from collections.abc import Callable
 import numpy as np
 
 from .philox import Array
-from .product import combine, product, times
+from .product import divided, product, squares, times
 
-BLOCK = 64
+BLOCK = 128
+
+Normals = Callable[[Array, Array], Array]
 
 
-def haar(m: int, n: int, normals: Callable[[Array, Array], Array]) -> Array:
+def haar(m: int, n: int, normals: Normals) -> Array:
     """An m x n matrix with orthonormal columns, uniform over all of them (Haar).
 
     Stewart's method: the reflector that would send a Gaussian vector to the first axis is drawn
@@ -29,47 +33,40 @@ def haar(m: int, n: int, normals: Callable[[Array, Array], Array]) -> Array:
 
     Source: Stewart 1980, "The efficient generation of random orthogonal matrices", section 3.
     """
-    blocks = [_block(k, min(k + BLOCK, n), m, normals) for k in range(0, n, BLOCK)]
+    starts = range(0, n, BLOCK)
+    blocks = [_reflectors(k, min(k + BLOCK, n), m, normals) for k in starts]
     phases = np.concatenate([phase for _, _, phase in blocks])
     q = np.eye(m, n, dtype=phases.dtype)
-    for start, (v, tau, _) in reversed(list(zip(range(0, n, BLOCK), blocks, strict=True))):
+    for start, (v, tau, _) in zip(reversed(starts), reversed(blocks), strict=True):
         rest = q[start:, start:]
         adjoint = v.conj().T
-        w = product(_triangle(product(adjoint, v), tau), product(adjoint, rest))
-        rest -= product(v, w)
+        t = _triangle(product(adjoint, v), tau)
+        rest -= product(v, product(t, product(adjoint, rest)))
     return times(q, phases)
 
 
-def _block(
-    start: int, stop: int, m: int, normals: Callable[[Array, Array], Array]
-) -> tuple[Array, Array, Array]:
-    """Reflectors I - tau v v* number start to stop, v as columns with v_k = 1, and the phases."""
+def _reflectors(start: int, stop: int, m: int, normals: Normals) -> tuple[Array, Array, Array]:
+    """I - tau v v* number ``start`` to ``stop``: v as columns with v_k = 1, tau, and the phases."""
     x = np.triu(normals(np.arange(start, stop), np.arange(start, m)))
     head = np.diagonal(x)
-    size = np.sqrt(_squares(head))
-    norm = np.sqrt(_total(_squares(x)))
-    phase = combine(lambda part: part / size, head)
-    v = times(x, phase.conj()[:, None])
-    v = combine(lambda part: part / (size + norm)[:, None], v)
+    size, norm = np.sqrt(squares(head)), np.sqrt(_total(squares(x)))
+    phase = divided(head, size)
+    v = divided(times(x, phase.conj()[:, None]), (size + norm)[:, None])
     np.fill_diagonal(v, 1.0)
-    return np.ascontiguousarray(v.T), 1.0 + size / norm, -phase
+    return v.T, 1.0 + size / norm, -phase
 
 
 def _triangle(gram: Array, tau: Array) -> Array:
-    """T of I - V T V*, the inverse of striu(V* V) + diag(1 / tau), by back substitution.
+    """T of I - V T V*: the inverse of striu(V* V) + diag(1 / tau), by back substitution.
 
     Source: Puglisi 1992, "Modification of the Householder method based on the compact WY
-    representation", SIAM J. Sci. Stat. Comput. 13, eq. 2.4.
+    representation", SIAM J. Sci. Stat. Comput. 13, section 2.
     """
     t = np.eye(len(tau), dtype=gram.dtype)
     for k in range(len(tau) - 1, -1, -1):
-        t[k] = combine(lambda part: part * tau[k], t[k])  # noqa: B023
-        t[:k] -= times(gram[:k, k, None], t[k][None, :])
+        t[k, k:] = times(t[k, k:], tau[k])
+        t[:k, k:] -= times(gram[:k, k, None], t[k, k:])
     return t
-
-
-def _squares(x: Array) -> Array:
-    return x * x if np.isrealobj(x) else x.real * x.real + x.imag * x.imag
 
 
 def _total(x: Array) -> Array:

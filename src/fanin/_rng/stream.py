@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 from .._errors import InvalidValueError
 
@@ -26,7 +27,7 @@ class Stream:
         InvalidValueError: the key is not text, or the seed is not such an integer.
 
     >>> [f"{word:08x}" for word in Stream("layer.weight", seed=7).words]
-    ['60ab9b02', 'b53a6da1', 'dee89ed5', '2f1c9b7f']
+    ['1faef07b', '5512df60', '4da2d2d4', '723b81cb']
 
     Source: Saarinen & Aumasson, RFC 7693 (BLAKE2).
     """
@@ -39,12 +40,13 @@ class Stream:
             raise InvalidValueError(
                 f"key must be text, normally the parameter's name; got {self.key!r}."
             )
-        whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
+        whole = isinstance(self.seed, Integral) and not isinstance(self.seed, bool)
         if not whole or not 0 <= self.seed < 2**64:
             raise InvalidValueError(
                 f"seed must be an integer in [0, 2**64); got {self.seed!r}. "
                 "Take a negative or larger one modulo 2**64."
             )
+        object.__setattr__(self, "seed", int(self.seed))
 
     @cached_property
     def words(self) -> tuple[int, int, int, int]:

@@ -42,7 +42,9 @@ def load_digits() -> Digits:
     try:
         from sklearn import datasets  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
-        raise MissingExtraError("this experiment's data set, the digits,", "scikit-learn", "data") from error
+        raise MissingExtraError(
+            "this experiment's data set, the digits,", "scikit-learn", "data"
+        ) from error
     bunch = datasets.load_digits()
     order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(SPLIT_SEED))
     x = torch.from_numpy(bunch.data).float()[order]

@@ -20,7 +20,7 @@ SKY, PINK, GREY, BLACK = "#56B4E9", "#CC79A7", "#767676", "#000000"
 CYCLE = (VERMILION, ORANGE, PINK, GREEN, SKY, BLUE, BLACK)
 DASHES = ("-", "--", "-.", ":")
 
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",

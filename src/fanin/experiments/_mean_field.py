@@ -48,7 +48,13 @@ class Expected:
 
 
 def expected_path(
-    activation: str, sigma_w2: float, sigma_b2: float, *, depth: int, width: int, orthogonal: bool = False
+    activation: str,
+    sigma_w2: float,
+    sigma_b2: float,
+    *,
+    depth: int,
+    width: int,
+    orthogonal: bool = False,
 ) -> Iterator[Expected]:
     """Layer by layer from inputs N(0, 1), independent of one another.
 
@@ -75,13 +81,21 @@ def expected_path(
         own = max(k - 2 * s**2, 0.0) if orthogonal else k
         shift = s * shift - own / (2 * width)
         variance = s**2 * variance + own / width
-        cosine = c_map(activation, c, 1.0, q=q)
+        cosine = _cosine(activation, c, q)
         # + k/width^2: a sample of width^2 elements varies by itself
         error = math.sqrt(variance + k / width**2) / 2
         yield Expected(math.sqrt(second - mean**2), cosine, shift / 2, error)
-        c, after = c_map(activation, c, sigma_w2, sigma_b2, q=q), q_map(activation, q, sigma_w2, sigma_b2)
+        after = q_map(activation, q, sigma_w2, sigma_b2)
+        c = (sigma_w2 * second * cosine + sigma_b2) / after
         share = sigma_w2 * second / after  # the rest of q' is the biases'
         shift, variance, q = share * shift, share**2 * variance, after
+
+
+def _cosine(activation: str, c: float, q: float) -> float:
+    """E f(u) f(v) / E f(u)^2; an odd function keeps independent inputs independent, exactly."""
+    if c == 0.0 and nonlinearity(activation).odd:
+        return 0.0
+    return c_map(activation, min(c, 1.0), 1.0, q=q)
 
 
 def _kurtosis(activation: str, q: float) -> float:

@@ -25,5 +25,10 @@ def convnet(depth: int, channels: int, halve_at: int = 10) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
     for i in range(depth - 1):
         stride = 2 if i == halve_at else 1
-        layers += [nn.Conv2d(channels if i else 1, channels, 3, stride=stride, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
+        layers += [
+            nn.Conv2d(channels if i else 1, channels, 3, stride=stride, padding=1),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES)
+    )

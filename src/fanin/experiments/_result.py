@@ -49,7 +49,11 @@ class Result:
             "name": self.name,
             "summary": self.summary,
             "tables": [
-                {"title": t.title, "header": list(t.header), "rows": [[_plain(c) for c in r] for r in t.rows]}
+                {
+                    "title": t.title,
+                    "header": list(t.header),
+                    "rows": [[_plain(c) for c in r] for r in t.rows],
+                }
                 for t in self.tables
             ],
             "figures": [str(path) for path in self.figures],

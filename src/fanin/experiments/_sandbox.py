@@ -35,4 +35,3 @@ def sandbox(seed: int, *, flush_denormal: bool) -> Iterator[None]:
             torch.set_flush_denormal(flushed)
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
-

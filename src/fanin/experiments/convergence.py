@@ -81,10 +81,12 @@ class Trial:
     training: Training
 
 
-def trial(network: Network, start: str, optimizer: str, digits: Digits, *, seed: int, progress: Progress) -> Trial:
+def trial(
+    network: Network, start: str, optimizer: str, digits: Digits, *, seed: int, progress: Progress
+) -> Trial:
     """Build, initialise and train one network."""
     torch.default_generator.manual_seed(seed)
-    model = network.make().to(memory_format=torch.channels_last)
+    model = network.make()
     scheme = STARTS[start]
     if scheme is not None:
         initialize_(model, digits.x_train[: network.batch], scheme=scheme, seed=seed)
@@ -132,9 +134,11 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
             + "; ".join(f"{n.name}: {n.steps} steps of {n.batch}" for n in NETWORKS)
             + f". One seed ({seed}): differences between initializers that do learn are within what "
             "another seed changes.",
-            "Xavier is Glorot & Bengio 2010, Kaiming He et al. 2015, orthogonal Saxe et al. 2014; "
-            "fanin auto is the edge of chaos with orthogonal matrices, delta-orthogonal in the CNN "
-            "(Xiao et al. 2018).",
+            (
+                "Xavier is Glorot & Bengio 2010, Kaiming He et al. 2015, orthogonal Saxe et al. 2014; "
+                "fanin auto is the edge of chaos with orthogonal matrices, delta-orthogonal in the CNN "
+                "(Xiao et al. 2018)."
+            ),
             "Training counts denormals as zero (torch.set_flush_denormal), and puts the flag back.",
             *notes,
         ),
@@ -183,7 +187,11 @@ def _paint(figure: Figure, found: tuple[Trial, ...]) -> None:
     for axes, network in zip(grid, NETWORKS, strict=True):
         for axis, optimizer in zip(axes, OPTIMIZERS, strict=True):
             for i, start in enumerate(STARTS):
-                (t,) = [t for t in found if (t.network, t.optimizer, t.start) == (network, optimizer, start)]
+                (t,) = [
+                    t
+                    for t in found
+                    if (t.network, t.optimizer, t.start) == (network, optimizer, start)
+                ]
                 steps = range(1, network.steps + 1)
                 axis.plot(
                     steps,

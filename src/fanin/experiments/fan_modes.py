@@ -67,7 +67,9 @@ class Step:
         return self.fan.fan_out * self.variance / 2
 
 
-def stack(mode: str, *, seed: int, widths: tuple[int, ...] = WIDTHS, batch: int = BATCH) -> tuple[Step, ...]:
+def stack(
+    mode: str, *, seed: int, widths: tuple[int, ...] = WIDTHS, batch: int = BATCH
+) -> tuple[Step, ...]:
     """Send N(0, 1) forward through ReLU layers with variance 2/fan, and N(0, 1) back."""
     generator = torch.Generator().manual_seed(seed)
     initializer = VarianceScaling(2.0, mode, "normal")
@@ -118,7 +120,9 @@ KERNELS: tuple[tuple[str, Callable[[], nn.Module]], ...] = (
 )
 
 
-def kernel(name: str, make: Callable[[], nn.Module], convention: str, *, seed: int, batch: int = 8) -> Kernel:
+def kernel(
+    name: str, make: Callable[[], nn.Module], convention: str, *, seed: int, batch: int = 8
+) -> Kernel:
     """Measure one layer under one convention: forward with fan_in, backward with fan_out."""
     module = make()
     weight = module.weight
@@ -130,7 +134,12 @@ def kernel(name: str, make: Callable[[], nn.Module], convention: str, *, seed: i
     ratios = []
     for mode in ("fan_in", "fan_out"):
         with torch.no_grad():
-            fill_(weight, VarianceScaling(1.0, mode, "normal")(fan), key=f"fan-modes.{name}", seed=seed)
+            fill_(
+                weight,
+                VarianceScaling(1.0, mode, "normal")(fan),
+                key=f"fan-modes.{name}",
+                seed=seed,
+            )
         x = torch.randn(shape, generator=generator, requires_grad=True)
         y = module(x)
         g = torch.randn(y.shape, generator=generator)
@@ -171,10 +180,14 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
         (_stack_table(stacks), _kernel_table(kernels)),
         figures,
         (
-            "Formulas: Var(z) = fan_in s^2/2 Var(x) and Var(gx) = fan_out s^2/2 Var(gz) through a ReLU "
-            "(Glorot & Bengio 2010 eqs. 5-12; He et al. 2015 eqs. 10, 14).",
-            "Exact fans count the terms that a unit really sums: a transposed convolution sums "
-            "C_in k^2/stride^2 of them, and its weight has the axes swapped.",
+            (
+                "Formulas: Var(z) = fan_in s^2/2 Var(x) and Var(gx) = fan_out s^2/2 Var(gz) through a ReLU "
+                "(Glorot & Bengio 2010 eqs. 5-12; He et al. 2015 eqs. 10, 14)."
+            ),
+            (
+                "Exact fans count the terms that a unit really sums: a transposed convolution sums "
+                "C_in k^2/stride^2 of them, and its weight has the axes swapped."
+            ),
             f"Seed {seed}, batch {BATCH} of N(0, 1); convolutions measured {CROP} pixels away from borders.",
             *notes,
         ),
@@ -211,7 +224,15 @@ def _stack_table(stacks: dict[str, tuple[Step, ...]]) -> Table:
         "ReLU layers, weights N(0, 2/fan): change of variance per layer",
         ("mode", "fan_in", "fan_out", "Var z/Var x", "theory", "Var gx/Var gz", "theory"),
         tuple(
-            (mode, s.fan.fan_in, s.fan.fan_out, s.forward, s.forward_theory, s.backward, s.backward_theory)
+            (
+                mode,
+                s.fan.fan_in,
+                s.fan.fan_out,
+                s.forward,
+                s.forward_theory,
+                s.backward,
+                s.backward_theory,
+            )
             for mode, steps in stacks.items()
             for s in steps
         ),
@@ -222,7 +243,10 @@ def _kernel_table(kernels: list[Kernel]) -> Table:
     return Table(
         "Convolutions: Var y/Var x with N(0, 1/fan_in), Var gx/Var gy with N(0, 1/fan_out); want 1",
         ("layer", "fans", "fan_in", "fan_out", "y/x", "gx/gy"),
-        tuple((k.name, k.convention, k.fan.fan_in, k.fan.fan_out, k.forward, k.backward) for k in kernels),
+        tuple(
+            (k.name, k.convention, k.fan.fan_in, k.fan.fan_out, k.forward, k.backward)
+            for k in kernels
+        ),
     )
 
 
@@ -245,7 +269,14 @@ def _paint(figure: Figure, stacks: dict[str, tuple[Step, ...]]) -> None:
 def _lines(steps: tuple[Step, ...]) -> list[tuple[str, str, str, str, list[float], list[float]]]:
     back = steps[::-1]
     return [
-        ("signal", BLUE, "o", "-", _run(s.forward for s in steps), _run(s.forward_theory for s in steps)),
+        (
+            "signal",
+            BLUE,
+            "o",
+            "-",
+            _run(s.forward for s in steps),
+            _run(s.forward_theory for s in steps),
+        ),
         (
             "gradient",
             VERMILION,

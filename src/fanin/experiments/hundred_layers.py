@@ -93,7 +93,13 @@ class Trajectory:
 
 
 def measure(
-    start: Start, *, seed: int, progress: Progress, width: int = WIDTH, batch: int = BATCH, depth: int = DEPTH
+    start: Start,
+    *,
+    seed: int,
+    progress: Progress,
+    width: int = WIDTH,
+    batch: int = BATCH,
+    depth: int = DEPTH,
 ) -> dict[str, Trajectory]:
     """Send N(0, 1) through ``depth`` layers, once with each activation and the same weights."""
     x_BN = torch.randn(batch, width, generator=torch.Generator().manual_seed(seed))
@@ -102,7 +108,11 @@ def measure(
     for layer in range(depth):
         key = f"{start.name}.{layer}"
         w_NN = fill_(torch.empty(width, width), start.weight, key=f"{key}.weight", seed=seed)
-        b_N = fill_(torch.empty(width), start.bias, key=f"{key}.bias", seed=seed) if start.bias else None
+        b_N = (
+            fill_(torch.empty(width), start.bias, key=f"{key}.bias", seed=seed)
+            if start.bias
+            else None
+        )
         for name, function in ACTIVATIONS.items():
             z_BN = torch.nn.functional.linear(signals[name], w_NN * start.gain(name), b_N)
             signals[name] = function(z_BN)
@@ -120,11 +130,17 @@ def _observe(x_BN: Tensor) -> tuple[float, float]:
     return float(x_BN.std()), float(cosine)
 
 
-def predict(start: Start, activation: str, *, width: int = WIDTH, depth: int = DEPTH) -> tuple[Expected, ...]:
+def predict(
+    start: Start, activation: str, *, width: int = WIDTH, depth: int = DEPTH
+) -> tuple[Expected, ...]:
     """The same by mean-field theory."""
     sigma_w2, sigma_b2 = start.sigmas(activation, width)
     orthogonal = isinstance(start.weight, Orthogonal)
-    return tuple(expected_path(activation, sigma_w2, sigma_b2, depth=depth, width=width, orthogonal=orthogonal))
+    return tuple(
+        expected_path(
+            activation, sigma_w2, sigma_b2, depth=depth, width=width, orthogonal=orthogonal
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,9 @@ def compare(*, seed: int, progress: Progress) -> tuple[Comparison, ...]:
         for i, start in enumerate(known):
             part = portion(progress, i / len(known), (i + 1) / len(known))
             measured = measure(start, seed=seed, progress=part)
-            found.append(Comparison(start, measured, {name: predict(start, name) for name in ACTIVATIONS}))
+            found.append(
+                Comparison(start, measured, {name: predict(start, name) for name in ACTIVATIONS})
+            )
     return tuple(found)
 
 
@@ -159,15 +177,23 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
         tuple(_table(activation, found) for activation in ACTIVATIONS),
         figures,
         (
-            "Theory: q' = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2, and c' = (sigma_w^2 E f(u) f(v) + "
-            "sigma_b^2)/q' for the similarity (Poole et al. 2016; Schoenholz et al. 2017).",
-            f"\"off by\" counts standard errors of finite width between the std at layer {DEPTH} and the "
-            "theory: with ReLU the log of E f^2 wanders as 5 L/n, so a factor of "
-            f"{math.exp(math.sqrt(5 * DEPTH / WIDTH) / 2):.2f} in std is one of them.",
-            "nan: the signal overflowed float32, which ends at 3.4e38. Denormals are kept here, so the "
-            "last layers of a vanishing signal can be seen.",
-            f"n = {WIDTH} units, batch {BATCH} of N(0, 1), seed {seed}. Orthogonal has gain 1 for tanh, "
-            "sqrt(2) for ReLU; Kaiming has gain sqrt(2) for both.",
+            (
+                "Theory: q' = sigma_w^2 E f(sqrt(q) z)^2 + sigma_b^2, and c' = (sigma_w^2 E f(u) f(v) + "
+                "sigma_b^2)/q' for the similarity (Poole et al. 2016; Schoenholz et al. 2017)."
+            ),
+            (
+                f'"off by" counts standard errors of finite width between the std at layer {DEPTH} and the '
+                "theory: with ReLU the log of E f^2 wanders as 5 L/n, so a factor of "
+                f"{math.exp(math.sqrt(5 * DEPTH / WIDTH) / 2):.2f} in std is one of them."
+            ),
+            (
+                "nan: the signal overflowed float32, which ends at 3.4e38. Denormals are kept here, so the "
+                "last layers of a vanishing signal can be seen."
+            ),
+            (
+                f"n = {WIDTH} units, batch {BATCH} of N(0, 1), seed {seed}. Orthogonal has gain 1 for tanh, "
+                "sqrt(2) for ReLU; Kaiming has gain sqrt(2) for both."
+            ),
             *notes,
         ),
     )
@@ -222,7 +248,9 @@ def _paint(figure: Figure, found: tuple[Comparison, ...]) -> None:
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper")
 
 
-def _paint_path(axis: Axes, real: tuple[float, ...], theory: list[float], look: dict[str, str]) -> None:
+def _paint_path(
+    axis: Axes, real: tuple[float, ...], theory: list[float], look: dict[str, str]
+) -> None:
     layers = range(1, len(theory) + 1)
     axis.plot(layers, theory, linewidth=1.2, **look)
     axis.plot(layers[4::8], real[4::8], "o", markersize=3.5, color=look["color"])

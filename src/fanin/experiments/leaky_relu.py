@@ -26,6 +26,7 @@ from torch.nn.functional import leaky_relu
 from .._fans import Fan
 from .._fill import fill_
 from .._tables import sparkline
+from ..distributions import Uniform
 from ..initializers import KaimingUniform
 from ._figures import BLUE, GREEN, VERMILION, draw
 from ._result import Progress, Result, Table, silent
@@ -50,7 +51,7 @@ class Case:
     Args:
         slope: a.
         bound: of the uniform weights.
-        weights_BO: of the first layer, flattened.
+        weights: of the first layer, flattened.
         weight_std: measured over the first layer's weights.
         activations: of the first layer, flattened.
         second_moments: E f^2 after each layer, measured.
@@ -79,24 +80,35 @@ class Case:
 
     @property
     def second_theory(self) -> float:
-        """q (1 + a^2) / 2."""
+        """The formula q (1 + a^2) / 2."""
         return self.q * (1 + self.slope**2) / 2
 
 
-def measure(slope: float, *, seed: int, width: int = WIDTH, batch: int = BATCH, depth: int = DEPTH) -> Case:
+def measure(
+    slope: float, *, seed: int, width: int = WIDTH, batch: int = BATCH, depth: int = DEPTH
+) -> Case:
     """Send N(0, 1) through ``depth`` square layers with kaiming_uniform's weights."""
     initializer = KaimingUniform("fan_in", "leaky_relu", slope)
     distribution = initializer(Fan(width, width))
+    assert isinstance(distribution, Uniform)
     x_BO = torch.randn(batch, width, generator=torch.Generator().manual_seed(seed))
     first_weights = first_activations = x_BO
     seconds = []
     for layer in range(depth):
-        w_OO = fill_(torch.empty(width, width), distribution, key=f"leaky-relu.{layer}.weight", seed=seed)
+        w_OO = fill_(
+            torch.empty(width, width), distribution, key=f"leaky-relu.{layer}.weight", seed=seed
+        )
         x_BO = leaky_relu(x_BO @ w_OO.T, slope)
         seconds.append(float(x_BO.double().square().mean()))
         if layer == 0:
             first_weights, first_activations = w_OO, x_BO
-    return Case(slope, distribution.support[1], first_weights.flatten(), first_activations.flatten(), tuple(seconds))
+    return Case(
+        slope,
+        distribution.high,
+        first_weights.flatten(),
+        first_activations.flatten(),
+        tuple(seconds),
+    )
 
 
 def density(case: Case, at: Tensor) -> Tensor:
@@ -126,10 +138,14 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
         tables,
         figures,
         (
-            "Formulas: bound = gain sqrt(3/fan_in), gain = sqrt(2/(1 + a^2)); E f = (1 - a) sqrt(q/2pi), "
-            "E f^2 = q (1 + a^2)/2 (He et al. 2015 eqs. 10, 15).",
-            "Slope 2.24 = sqrt(5) is what torch.nn.Linear passes to kaiming_uniform_, whatever activation "
-            "follows: gain 1/sqrt(3) = 0.577, where a ReLU needs 1.414.",
+            (
+                "Formulas: bound = gain sqrt(3/fan_in), gain = sqrt(2/(1 + a^2)); E f = (1 - a) sqrt(q/2pi), "
+                "E f^2 = q (1 + a^2)/2 (He et al. 2015 eqs. 10, 15)."
+            ),
+            (
+                "Slope 2.24 = sqrt(5) is what torch.nn.Linear passes to kaiming_uniform_, whatever activation "
+                "follows: gain 1/sqrt(3) = 0.577, where a ReLU needs 1.414."
+            ),
             f"Seed {seed}, width {WIDTH}, batch {BATCH} of N(0, 1).",
             *notes,
         ),
@@ -139,7 +155,18 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
 def _moments_table(cases: list[Case]) -> Table:
     return Table(
         f"Moments by slope: weights, then f(u) after layer 1, and E f^2 after layer {DEPTH}",
-        ("slope", "gain", "bound", "w std", "bound/sqrt3", "E f", "theory", "E f^2", "theory", f"layer {DEPTH}"),
+        (
+            "slope",
+            "gain",
+            "bound",
+            "w std",
+            "bound/sqrt3",
+            "E f",
+            "theory",
+            "E f^2",
+            "theory",
+            f"layer {DEPTH}",
+        ),
         tuple(
             (
                 c.slope,
@@ -163,7 +190,9 @@ def _histogram_table(cases: list[Case]) -> Table:
     return Table(
         f"Histograms: weights on +-{top:.2g}, activations on +-{REACH:g}",
         ("slope", "weights", "activations of layer 1"),
-        tuple((c.slope, _histogram(c.weights, top), _histogram(c.activations, REACH)) for c in cases),
+        tuple(
+            (c.slope, _histogram(c.weights, top), _histogram(c.activations, REACH)) for c in cases
+        ),
     )
 
 
@@ -172,7 +201,9 @@ def _histogram(values: Tensor, reach: float) -> str:
 
 
 def _paint(figure: Figure, cases: list[Case]) -> None:
-    figure.suptitle("LeakyReLU under kaiming_uniform: every slope keeps E f² = 1", fontweight="bold")
+    figure.suptitle(
+        "LeakyReLU under kaiming_uniform: every slope keeps E f² = 1", fontweight="bold"
+    )
     grid = figure.subplots(2, len(cases), sharey="row", sharex="row")
     for (above, below), case in zip(grid.T, cases, strict=True):
         _paint_weights(above, case)
@@ -192,7 +223,15 @@ def _paint_weights(axis: Axes, case: Case) -> None:
 
 def _paint_activations(axis: Axes, case: Case) -> None:
     at = torch.linspace(-4, 4, 401)
-    axis.hist(case.activations.numpy(), bins=81, range=(-4, 4), density=True, color=GREEN, alpha=0.55, label="measured")
+    axis.hist(
+        case.activations.numpy(),
+        bins=81,
+        range=(-4, 4),
+        density=True,
+        color=GREEN,
+        alpha=0.55,
+        label="measured",
+    )
     axis.plot(at.numpy(), density(case, at).numpy(), color=VERMILION, label="theory")
     axis.set_yscale("log")
     axis.set_ylim(1e-3, 100)

@@ -129,11 +129,24 @@ def trial(network: Network, start: str, digits: Digits, *, seed: int, progress: 
         progress=portion(progress, 0.05, 1.0),
         label=f"{network.name}, {start}",
     )
-    return Trial(network, start, _by_depth(model, report, network.activation), report.findings, plan, training)
+    return Trial(
+        network,
+        start,
+        _by_depth(model, report, network.activation),
+        report.findings,
+        plan,
+        training,
+    )
 
 
-def _by_depth(model: nn.Module, report: SignalReport, activation: type[nn.Module]) -> tuple[Signal, ...]:
-    layers = [report.modules[name] for name, module in model.named_modules() if isinstance(module, activation)]
+def _by_depth(
+    model: nn.Module, report: SignalReport, activation: type[nn.Module]
+) -> tuple[Signal, ...]:
+    layers = [
+        report.modules[name]
+        for name, module in model.named_modules()
+        if isinstance(module, activation)
+    ]
     return tuple(layer.measured for layer in layers if layer.measured is not None)
 
 
@@ -174,17 +187,23 @@ def _notes(found: Iterable[Trial], seed: int) -> tuple[str, ...]:
     plans = {t.network.name: t.plan for t in found if t.plan}
     return (
         *(f"fanin's plan for {name}: {plan}." for name, plan in plans.items()),
-        "Similarity is the mean cosine between two images' activations, gradient that of the loss by the "
-        "activations. In a plain stack both change by a factor chi = sigma_w^2 E f'(u)^2 per layer "
-        "(Schoenholz et al. 2017); PyTorch's default has sigma_w^2 = 1/3.",
-        "Orthogonal matrices keep every direction, which at 200 layers Gaussian ones of the same variance "
-        "do not (Saxe et al. 2014; Pennington et al. 2017).",
+        (
+            "Similarity is the mean cosine between two images' activations, gradient that of the loss by the "
+            "activations. In a plain stack both change by a factor chi = sigma_w^2 E f'(u)^2 per layer "
+            "(Schoenholz et al. 2017); PyTorch's default has sigma_w^2 = 1/3."
+        ),
+        (
+            "Orthogonal matrices keep every direction, which at 200 layers Gaussian ones of the same variance "
+            "do not (Saxe et al. 2014; Pennington et al. 2017)."
+        ),
         f"SGD, momentum 0.9, batch 128, seed {seed}; lr "
         + ", ".join(f"{n.lr:g} ({n.name})" for n in dict.fromkeys(t.network for t in found))
         + f". Loss at chance is ln 10 = {CHANCE:.3f}.",
-        f"Runs with torch.set_flush_denormal(True), and puts the flag back: numbers below {LEAST_NORMAL:.2g} "
-        "count as zero. The default's gradients sink under that, and denormals make a CPU several times "
-        "slower.",
+        (
+            f"Runs with torch.set_flush_denormal(True), and puts the flag back: numbers below {LEAST_NORMAL:.2g} "
+            "count as zero. The default's gradients sink under that, and denormals make a CPU several times "
+            "slower."
+        ),
     )
 
 
@@ -209,12 +228,22 @@ def _findings(t: Trial) -> Table:
 
 
 def _signal(network: Network, found: list[Trial]) -> Table:
-    quantities = (("activation rms", "act_rms", True), ("similarity", "correlation", False), ("gradient rms", "grad_rms", True))
+    quantities = (
+        ("activation rms", "act_rms", True),
+        ("similarity", "correlation", False),
+        ("gradient rms", "grad_rms", True),
+    )
     return Table(
         f"{network.name}: before training, from the first layer to the last",
         ("quantity", "start", "first", "last", "by depth"),
         tuple(
-            _profile(title, t.start, getattr(t, field), [v for o in found for v in getattr(o, field)], log)
+            _profile(
+                title,
+                t.start,
+                getattr(t, field),
+                [v for o in found for v in getattr(o, field)],
+                log,
+            )
             for title, field, log in quantities
             for t in found
         ),

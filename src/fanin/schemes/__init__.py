@@ -35,7 +35,9 @@ def register_scheme(scheme: Scheme) -> Scheme:
         True
     """
     if scheme.name in SCHEMES:
-        raise InvalidValueError(f"a scheme named {scheme.name!r} exists already; give yours another name.")
+        raise InvalidValueError(
+            f"a scheme named {scheme.name!r} exists already; give yours another name."
+        )
     SCHEMES[scheme.name] = scheme
     return scheme
 

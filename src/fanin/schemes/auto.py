@@ -42,7 +42,7 @@ def plain(facts: ModelFacts) -> bool:
 
 
 def forward(info: ParamInfo, facts: ModelFacts, why: str = "") -> Choice:
-    """std = gain/sqrt(fan_in), divided by sqrt(branches) where it writes into the residual stream."""
+    """Std = gain/sqrt(fan_in), divided by sqrt(branches) where it writes into the residual stream."""
     g = forward_gain(info.activation)
     why += f"gain {g:.4g}/sqrt(fan_in); {followed_by(info)}"
     if writes_to_residual(info) and facts.branches:

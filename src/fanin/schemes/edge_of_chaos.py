@@ -49,14 +49,19 @@ def critical(info: ParamInfo, facts: ModelFacts) -> Choice:
         return isometry(info, facts, 1.0, followed_by(info))
     q, sigma_w2, _ = critical_point(info.activation, facts.layers)
     return isometry(
-        info, facts, sqrt(sigma_w2), f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}; {followed_by(info)}"
+        info,
+        facts,
+        sqrt(sigma_w2),
+        f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}; {followed_by(info)}",
     )
 
 
 def isometry(info: ParamInfo, facts: ModelFacts, gain: float, why: str) -> Choice:
     """The most isometric matrix that the weight's layout allows, times ``gain``."""
     if not is_matrix(info):
-        return Choice(scaled(LecunNormal(), gain), f"normal (a {info.role} is no single matrix), {why}")
+        return Choice(
+            scaled(LecunNormal(), gain), f"normal (a {info.role} is no single matrix), {why}"
+        )
     if info.role == "conv" and facts.layers >= DEEP and info.shape[0] >= info.shape[1]:
         return Choice(delta_orthogonal(gain), f"delta-orthogonal (Xiao et al. 2018), {why}")
     return Choice(orthogonal(gain), f"orthogonal, {why}")
@@ -69,7 +74,9 @@ def critical_biases(info: ParamInfo, facts: ModelFacts) -> Choice | None:
     _, _, sigma_b2 = critical_point(info.activation, facts.layers)
     if not sigma_b2:
         return Choice(always(Constant(0.0)), "bias: zero, as the edge of chaos asks here")
-    return Choice(always(Normal(sqrt(sigma_b2))), f"bias: edge of chaos asks for variance {sigma_b2:.4g}")
+    return Choice(
+        always(Normal(sqrt(sigma_b2))), f"bias: edge of chaos asks for variance {sigma_b2:.4g}"
+    )
 
 
 def _strict(info: ParamInfo, facts: ModelFacts) -> Choice:
@@ -90,4 +97,3 @@ SCHEME = Scheme(
     "Schoenholz et al. 2017, Deep Information Propagation, eq. 5; Pennington et al. 2017; Xiao et al. 2018",
     (rnn_hidden, WEIGHTS, embeddings(), BIASES, *VECTORS),
 )
-

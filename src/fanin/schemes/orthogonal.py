@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from .._facts import ModelFacts, ParamInfo
-from .._recipes import VECTORS, Choice, Scheme, embeddings, followed_by, forward_gain, scaled, weights
+from .._recipes import (
+    VECTORS,
+    Choice,
+    Scheme,
+    embeddings,
+    followed_by,
+    forward_gain,
+    scaled,
+    weights,
+)
 from .._recipes import orthogonal as orthogonal_matrix
 from ..initializers import LecunNormal
 
@@ -12,7 +21,9 @@ def choose(info: ParamInfo, _: ModelFacts) -> Choice:
     """Gain times a (semi-)orthogonal matrix; grouped or transposed kernels have none and are normal."""
     g = forward_gain(info.activation)
     if not is_matrix(info):
-        return Choice(scaled(LecunNormal(), g), f"normal (a {info.role} is no single matrix), gain {g:.4g}")
+        return Choice(
+            scaled(LecunNormal(), g), f"normal (a {info.role} is no single matrix), gain {g:.4g}"
+        )
     return Choice(orthogonal_matrix(g), f"orthogonal, gain {g:.4g}; {followed_by(info)}")
 
 
