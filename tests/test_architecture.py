@@ -20,7 +20,7 @@ CORE = [
     "_activations", "_gains", "initializers", "_facts", "_plan", "_report", "_recipes", "schemes", "_findings",
 ]  # fmt: skip
 EDGE = [
-    "_inputs", "_nonlinearity", "_layouts", "_rng", "_shards", "_fill", "_preserve", "_record", "_follow", "_roles",
+    "_inputs", "_nonlinearity", "_layouts", "_rng", "_shards", "_drawers", "_fill", "_preserve", "_record", "_follow", "_roles",
     "_apply", "_probe", "init",
 ]  # fmt: skip
 SHELL = ["_api", "experiments", "_target", "_cli", "__main__", "__init__"]

@@ -13,7 +13,9 @@ def folded(names, alike=lambda a, b: True):
 
 
 def test_numbered_blocks_fold_with_their_rows():
-    names = [f"h.{i}.{leaf}" for i in range(12) for leaf in ("attn.weight", "mlp.weight", "mlp.bias")]
+    names = [
+        f"h.{i}.{leaf}" for i in range(12) for leaf in ("attn.weight", "mlp.weight", "mlp.bias")
+    ]
     assert folded(["wte.weight", *names, "ln_f.weight"]) == [
         "wte.weight", "h.0..11.attn.weight x12", "h.0..11.mlp.weight x12", "h.0..11.mlp.bias x12", "ln_f.weight",
     ]  # fmt: skip
@@ -42,14 +44,22 @@ def test_a_fold_does_not_cut_a_longer_block():
 def test_what_is_not_alike_stays_apart():
     names = [f"h.{i}.w" for i in range(6)]
     odd = {"h.2.w"}
-    assert folded(names, lambda a, b: (a in odd) == (b in odd)) == ["h.0..1.w x2", "h.2.w", "h.3..5.w x3"]
+    assert folded(names, lambda a, b: (a in odd) == (b in odd)) == [
+        "h.0..1.w x2",
+        "h.2.w",
+        "h.3..5.w x3",
+    ]
 
 
 def test_names_that_go_back_or_only_look_alike_do_not_fold():
     assert folded(["a.1.w", "a.0.w", "b.2.w", "a.x.w"]) == ["a.1.w", "a.0.w", "b.2.w", "a.x.w"]
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.sampled_from("wb")), max_size=24))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 3), st.sampled_from("wb")), max_size=24
+    )
+)
 def test_nothing_is_lost_or_reordered_within_a_row(parts):
     names = [f"{a}.{i}.{b}" for a, i, b in parts]
     folds = fold([(n, n) for n in names], lambda a, b: True)

@@ -17,11 +17,43 @@ CUTS = (1e-6, 1e-3, 0.1, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 20.0, 40.0)
 # Narrow and wide, around the mode, one-sided, far out, nearly symmetric, and reflections of these.
 WINDOWS = (
     *((-c, c) for c in CUTS),
-    *((-INF, INF), (0.0, INF), (-INF, 0.0), (20.0, INF), (-INF, -20.0), (20.0, 20.5), (1.0, 1 + 1e-9)),
+    *(
+        (-INF, INF),
+        (0.0, INF),
+        (-INF, 0.0),
+        (20.0, INF),
+        (-INF, -20.0),
+        (20.0, 20.5),
+        (1.0, 1 + 1e-9),
+    ),
     *((30.0, 100.0), (38.0, 39.0), (-40.0, -39.0), (100.0, 100.001), (500.0, INF), (1e-12, 1e-11)),
-    *((-1e-9, INF), (-1e-9, 5.0), (-3.0, 2.0), (-1.0, 1 + 1e-9), (-30.0, 1e-12), (0.5, 3.0), (4.9, 5.1), (-1e3, 1e3)),
+    *(
+        (-1e-9, INF),
+        (-1e-9, 5.0),
+        (-3.0, 2.0),
+        (-1.0, 1 + 1e-9),
+        (-30.0, 1e-12),
+        (0.5, 3.0),
+        (4.9, 5.1),
+        (-1e3, 1e3),
+    ),
 )
-PROBABILITIES = (1e-40, 1e-17, 1e-9, 1e-3, 0.1, 0.3, 0.4999, 0.5, 0.5001, 0.7, 0.9, 0.999, 1 - 1e-9, 1 - 1e-15)
+PROBABILITIES = (
+    1e-40,
+    1e-17,
+    1e-9,
+    1e-3,
+    0.1,
+    0.3,
+    0.4999,
+    0.5,
+    0.5001,
+    0.7,
+    0.9,
+    0.999,
+    1 - 1e-9,
+    1 - 1e-15,
+)
 # Ours are near 1e-14; the reference has 60 digits and loses none of these to cancellation.
 RELATIVE = 1e-12
 
@@ -64,10 +96,16 @@ def reference(low, high):
         return anchor, z, mean - anchor, mpmath.sqrt(variance)
 
 
-@pytest.mark.parametrize("x", [0.0, 1e-9, 0.5, 1.0, 4.9, 4.999999, 5.0, 5.1, 8.0, 20.0, 38.0, 1e3, 1e8])
+@pytest.mark.parametrize(
+    "x", [0.0, 1e-9, 0.5, 1.0, 4.9, 4.999999, 5.0, 5.1, 8.0, 20.0, 38.0, 1e3, 1e8]
+)
 def test_mills_ratio(x):
     assert x < 1e4 or float(_normal.mills(np.array([x]))[0]) == pytest.approx(1 / x, rel=1e-15)
-    expected = mpmath.sqrt(mpmath.pi / 2) * mpmath.exp(mpmath.mpf(x) ** 2 / 2) * mpmath.erfc(x / mpmath.sqrt(2))
+    expected = (
+        mpmath.sqrt(mpmath.pi / 2)
+        * mpmath.exp(mpmath.mpf(x) ** 2 / 2)
+        * mpmath.erfc(x / mpmath.sqrt(2))
+    )
     assert float(_normal.mills(np.array([x]))[0]) == pytest.approx(float(expected), rel=RELATIVE)
 
 
@@ -98,7 +136,10 @@ def test_moments_far_out_are_those_of_an_exponential(low):
 
 @pytest.mark.parametrize("cut", [1e-5, 1e-50, 1e-300])
 def test_moments_of_a_sliver_are_those_of_a_uniform(cut):
-    assert _normal.window_moments(-cut, cut) == (0.0, pytest.approx(cut / math.sqrt(3), rel=RELATIVE + cut * cut))
+    assert _normal.window_moments(-cut, cut) == (
+        0.0,
+        pytest.approx(cut / math.sqrt(3), rel=RELATIVE + cut * cut),
+    )
 
 
 @windows
@@ -110,7 +151,9 @@ def test_cdf(low, high):
         x = min(max(start + (stop - start) * share, low), high)
         expected = between(a, x) / z
         steps = np.array([[x], [float(x - a)], [float(b - x)]])
-        assert _normal.window_cdf(low, high, *steps)[0] == pytest.approx(float(expected), rel=RELATIVE, abs=1e-290)
+        assert _normal.window_cdf(low, high, *steps)[0] == pytest.approx(
+            float(expected), rel=RELATIVE, abs=1e-290
+        )
 
 
 @windows

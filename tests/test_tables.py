@@ -41,7 +41,10 @@ def test_shorten_keeps_both_ends(name, width):
 
 
 @given(
-    st.lists(st.tuples(word, st.lists(finite, min_size=6, max_size=6), st.text("abc (,)", max_size=200)), max_size=5),
+    st.lists(
+        st.tuples(word, st.lists(finite, min_size=6, max_size=6), st.text("abc (,)", max_size=200)),
+        max_size=5,
+    ),
     st.integers(44, 120),
 )
 def test_no_line_is_too_long_and_no_number_is_cut(rows, width):
@@ -56,13 +59,17 @@ def test_no_line_is_too_long_and_no_number_is_cut(rows, width):
 
 @given(st.lists(st.text("abcde ", max_size=150), min_size=1, max_size=4))
 def test_prose_wraps_and_loses_nothing(texts):
-    lines = table(("n", "why"), [(str(i), t) for i, t in enumerate(texts)], width=40, kinds="lt").splitlines()
+    lines = table(
+        ("n", "why"), [(str(i), t) for i, t in enumerate(texts)], width=40, kinds="lt"
+    ).splitlines()
     told = "".join(line[3:] for line in lines[1:])
     assert told.replace(" ", "") == "".join(texts).replace(" ", "")
 
 
 def test_columns_align():
-    text = table(("layer", "std", "op"), [("fc1.weight", "0.02552", "linear"), ("b", "1", "x")], kinds="nrl")
+    text = table(
+        ("layer", "std", "op"), [("fc1.weight", "0.02552", "linear"), ("b", "1", "x")], kinds="nrl"
+    )
     assert text == "layer           std  op\nfc1.weight  0.02552  linear\nb                 1  x"
 
 

@@ -79,7 +79,7 @@ def from_kind(what: str, kinds: Mapping[str, type[V]], data: Mapping[str, Any]) 
     """
     if not isinstance(data, Mapping) or "kind" not in data:
         raise InvalidValueError(
-            f"a {what} is a mapping with a 'kind', one of {', '.join(kinds)}; got {data!r}."
+            f"{'an' if what[0] in 'aeiou' else 'a'} {what} is a mapping with a 'kind', one of {', '.join(kinds)}; got {data!r}."
         )
     kind = one_of(f"the {what}'s kind", data["kind"], kinds)
     given = {k: _parsed(v) for k, v in data.items() if k != "kind"}
@@ -88,7 +88,8 @@ def from_kind(what: str, kinds: Mapping[str, type[V]], data: Mapping[str, Any]) 
     missing = [k for k, p in parameters.items() if p.default is p.empty and k not in given]
     if unknown:
         raise InvalidValueError(
-            f"{kind} takes {', '.join(parameters)}; got {unknown[0]!r} too.{closest(unknown[0], parameters)}"
+            f"{kind} takes {', '.join(parameters) or 'no arguments'}; got {unknown[0]!r} too."
+            f"{closest(unknown[0], parameters)}"
         )
     if missing:
         raise InvalidValueError(
@@ -173,7 +174,11 @@ class Distribution(Value, ABC):
     @property
     def second_moment(self) -> float | None:
         """E[x^2] = variance + mean^2."""
-        return None if self.std is None or self.mean is None else self.std * self.std + self.mean * self.mean
+        return (
+            None
+            if self.std is None or self.mean is None
+            else self.std * self.std + self.mean * self.mean
+        )
 
     @overload
     def cdf(self, x: float) -> float: ...

@@ -32,8 +32,8 @@ class Limits:
         dead: fraction of dead units in one layer.
         saturated: fraction of saturated elements in one layer.
         loss: multiple of the loss of a uniform guess.
-        ends: fraction of the layers, at least two, that stands for the first or the last ones:
-            a single side branch says nothing.
+        ends: so many first layers, and last ones, are taken together, where there are twice as
+            many: a single side branch says nothing.
         run: so many last layers must have collapsed, if there are as many.
     """
 
@@ -43,11 +43,11 @@ class Limits:
     dead: float = 0.5
     saturated: float = 0.5
     loss: float = 1.5
-    ends: float = 0.1
+    ends: int = 3
     run: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("growth", "shrink", "correlation", "dead", "saturated", "loss", "ends"):
+        for name in ("growth", "shrink", "correlation", "dead", "saturated", "loss"):
             finite(name, getattr(self, name), above=0.0)
 
 
@@ -83,7 +83,9 @@ def find(report: SignalReport, limits: Limits | None = None) -> tuple[Finding, .
 # the spine -----------------------------------------------------------------------------------
 
 _WEIGHTED = frozenset(("linear", "embedding", "embedding_bag", "bilinear", "lstm"))
-_BOUNDED = frozenset(("softmax", "log_softmax", "sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign"))
+_BOUNDED = frozenset(
+    ("softmax", "log_softmax", "sigmoid", "tanh", "hardtanh", "hardsigmoid", "softsign")
+)
 _ACTIVATIONS = frozenset(
     ("relu", "leaky_relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "softplus", "tanh",
      "sigmoid", "softsign", "hardtanh", "hardsigmoid", "erf")
@@ -109,33 +111,41 @@ class _Course:
     what: str
     points: tuple[tuple[Layer, float], ...]
     whole: int
+    ends: int
 
-    def factor(self, limits: Limits) -> float:
+    @property
+    def factor(self) -> float:
         """The last layers' size over the first ones'; 1 if there is nothing to compare."""
-        if len(self.points) < 3:
-            return 1.0
-        k = max(2, math.ceil(limits.ends * len(self.points)))
         sizes = [v for _, v in self.points]
-        return max(sizes[-k:]) / max(sizes[:k])
+        return max(sizes[-self.ends :]) / max(sizes[: self.ends]) if len(sizes) > 2 else 1.0
 
-    def per_layer(self, limits: Limits) -> float:
-        """The geometric mean of the steps."""
-        k = max(2, math.ceil(limits.ends * len(self.points)))
-        return self.factor(limits) ** (1 / max(1, len(self.points) - k))
+    @property
+    def step(self) -> float:
+        """The factor per layer: their geometric mean."""
+        return self.factor ** (1 / max(1, len(self.points) - self.ends))
 
     def first(self, beyond: Callable[[float], bool]) -> Layer:
         """The first layer whose size, relative to the start, is beyond."""
         start = self.points[0][1]
         return next((x for x, v in self.points if beyond(v / start)), self.points[-1][0])
 
+    def says(self, verbs: tuple[str, str], limit: float) -> str:
+        """``gradient shrinks 2.45x per layer, 1e-39 over 100 layers (limit 1e-3)``."""
+        step = self.step if self.step > 1 else 1 / self.step
+        return (
+            f"{self.what} {verbs[self.what == 'activations']} {step:.3g}x per layer, "
+            f"{_power(self.factor)} over {self.whole} layers (limit {_power(limit)})"
+        )
 
-def _courses(report: SignalReport) -> Iterator[_Course]:
+
+def _courses(report: SignalReport, limits: Limits) -> Iterator[_Course]:
     """Activations along the signal's way, gradients along theirs."""
     layers = spine(report)
     forward = [(x, x.signal.act_rms) for x in layers]
     backward = [(x, _gradient(x)) for x in reversed(layers)]
     for what, course in (("activations", forward), ("gradient", backward)):
-        yield _Course(what, tuple((x, v) for x, v in course if v and math.isfinite(v)), len(layers))
+        points = tuple((x, v) for x, v in course if v and math.isfinite(v))
+        yield _Course(what, points, len(layers), min(limits.ends, max(2, len(points) // 2)))
 
 
 def _gradient(layer: Layer) -> float | None:
@@ -149,11 +159,10 @@ def _gradient(layer: Layer) -> float | None:
 @rule
 def explodes(report: SignalReport, limits: Limits) -> Iterator[Finding]:
     """FAN101: activations or gradients grow beyond the limit, or are no numbers any more."""
-    for course in _courses(report):
-        factor = course.factor(limits)
-        if factor > limits.growth:
+    for course in _courses(report, limits):
+        if course.factor > limits.growth:
             where = course.first(lambda r: r > limits.growth)
-            message = _grows(course, "grows", "grow", course.per_layer(limits), factor, limits.growth, limits)
+            message = course.says(("grows", "grow"), limits.growth)
             yield Finding("FAN101", "error", where.name, message, _why(report, course, limits), FIX)
     for field, what in (("act_rms", "activations"), ("grad_rms", "gradients")):
         bad = [x for x in report.layers if not math.isfinite(getattr(x.signal, field) or 0.0)]
@@ -167,11 +176,10 @@ def explodes(report: SignalReport, limits: Limits) -> Iterator[Finding]:
 @rule
 def vanishes(report: SignalReport, limits: Limits) -> Iterator[Finding]:
     """FAN102: activations or gradients shrink below the limit."""
-    for course in _courses(report):
-        factor = course.factor(limits)
-        if factor < limits.shrink:
+    for course in _courses(report, limits):
+        if course.factor < limits.shrink:
             where = course.first(lambda r: r < limits.shrink)
-            message = _grows(course, "shrinks", "shrink", 1 / course.per_layer(limits), factor, limits.shrink, limits)
+            message = course.says(("shrinks", "shrink"), limits.shrink)
             yield Finding("FAN102", "error", where.name, message, _why(report, course, limits), FIX)
 
 
@@ -180,7 +188,11 @@ def cut_off(report: SignalReport, _: Limits) -> Iterator[Finding]:
     """FAN102 as a warning: zero weights cut nearly all layers off from the gradient."""
     known = [x for x in spine(report) if x.signal.grad_rms is not None]
     zero = [x for x in known if x.signal.grad_rms == 0]
-    if len(known) > 2 and len(zero) >= len(known) - 1 and all((x.signal.act_rms or 0) > 0 for x in zero):
+    if (
+        len(known) > 2
+        and len(zero) >= len(known) - 1
+        and all((x.signal.act_rms or 0) > 0 for x in zero)
+    ):
         yield Finding(
             "FAN102", "warning", zero[-1].name,
             f"the gradient is exactly 0 at {len(zero)} of {len(known)} layers",
@@ -201,15 +213,16 @@ def dead_units(report: SignalReport, limits: Limits) -> Iterator[Finding]:
         dead = layer.signal.dead
         before = report.layers[i - 1].signal.correlation if i else None
         chance = 0.5 ** ((layer.shape[0] if layer.shape else 1) - 1)
-        limit = limits.dead + (1 - limits.dead) * max(chance, 0.5 if (before or 0.0) > 0.95 else 0.0)
+        limit = limits.dead + (1 - limits.dead) * max(
+            chance, 0.5 if (before or 0.0) > 0.95 else 0.0
+        )
         if dead is not None and dead > limit:
             bad.append((layer, dead))
     if bad:
-        layer, dead = max(bad, key=lambda b: b[1])
+        layer, dead = bad[0][0], max(share for _, share in bad)
         yield Finding(
             "FAN103", "error", layer.name,
-            f"{dead:.0%} of the units of {layer.name or layer.op} are zero for every input "
-            f"({len(bad)} such layer{'s' * (len(bad) > 1)}, limit {limits.dead:.0%})",
+            f"up to {dead:.0%} of the units are zero for every input, at {_count(bad)} (limit {limits.dead:.0%})",
             f"{layer.op} gets only numbers on its flat side, so these units have no gradient and cannot come "
             "back: biases too negative or weights too large",
             FIX,
@@ -243,13 +256,17 @@ def collapses(report: SignalReport, limits: Limits) -> Iterator[Finding]:
 @rule
 def saturates(report: SignalReport, limits: Limits) -> Iterator[Finding]:
     """FAN105: a bounded function works at the ends of its range, where its slope is near 0."""
-    bad = [(x, s) for x in report.layers if (s := x.signal.saturated) is not None and s > limits.saturated]
+    bad = [
+        (x, s)
+        for x in report.layers
+        if (s := x.signal.saturated) is not None and s > limits.saturated
+    ]
     if bad:
-        layer, share = max(bad, key=lambda b: b[1])
+        layer, share = bad[0][0], max(share for _, share in bad)
         yield Finding(
             "FAN105", "error", layer.name,
-            f"{layer.op} saturates: {share:.0%} of its outputs are beyond 97% of its range at {layer.name or 'the root'} "
-            f"({len(bad)} such layer{'s' * (len(bad) > 1)}, limit {limits.saturated:.0%})",
+            f"{layer.op} saturates: up to {share:.0%} of its outputs are beyond 97% of its range, at {_count(bad)} "
+            f"(limit {limits.saturated:.0%})",
             f"what {layer.op} is given is too large, so its slope, and with it the gradient, is near 0",
             FIX,
         )  # fmt: skip
@@ -262,7 +279,9 @@ def loss_far_from_chance(report: SignalReport, limits: Limits) -> Iterator[Findi
     if loss is None or chance is None or chance <= 0 or not loss > limits.loss * chance:
         return
     head = next((x for x in reversed(spine(report)) if x.name), None)
-    size = f"; its logits have rms {head.signal.act_rms:.3g}" if head and head.signal.act_rms else ""
+    size = (
+        f"; its logits have rms {head.signal.act_rms:.3g}" if head and head.signal.act_rms else ""
+    )
     name = f"{head.name}.weight" if head else "head.weight"
     yield Finding(
         "FAN106", "warning", head.name if head else "",
@@ -279,7 +298,11 @@ _TINY = {"float64": 2.3e-308, "float32": 1.2e-38, "bfloat16": 1.2e-38, "float16"
 def denormals(report: SignalReport, _: Limits) -> Iterator[Finding]:
     """FAN107: numbers below the dtype's least normal one: imprecise, and slow on a CPU."""
     tiny = _TINY.get(report.dtype, 0.0)
-    bad = [x for x in report.layers if any(v and v < tiny for v in (x.signal.act_rms, x.signal.grad_rms))]
+    bad = [
+        x
+        for x in report.layers
+        if any(v and v < tiny for v in (x.signal.act_rms, x.signal.grad_rms))
+    ]
     if bad:
         yield Finding(
             "FAN107", "warning", bad[0].name,
@@ -289,17 +312,11 @@ def denormals(report: SignalReport, _: Limits) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _count(layers: list[tuple[Layer, float]]) -> str:
+    return f"{len(layers)} layer{'s' * (len(layers) > 1)}"
+
+
 # words ---------------------------------------------------------------------------------------
-
-
-def _grows(
-    course: _Course, one: str, many: str, step: float, total: float, limit: float, limits: Limits
-) -> str:
-    verb = one if course.what == "gradient" else many
-    return (
-        f"{course.what} {verb} {step:.3g}x per layer, {_power(total)} over {course.whole} layers "
-        f"(limit {_power(limit)})"
-    )
 
 
 def _power(value: float) -> str:
@@ -320,12 +337,14 @@ def _activation(report: SignalReport) -> str | None:
 
 def _why(report: SignalReport, course: _Course, limits: Limits) -> str:
     """The step per layer in terms of gains."""
-    step = course.per_layer(limits)
+    step = course.step
     name = _activation(report)
     if name is None:
         return f"each layer multiplies the {course.what} by {step:.3g}: without a nonlinearity the weights' gain must be 1"
     if course.what == "gradient":
-        return f"each layer multiplies the gradient by {step:.3g}{_gain_of_gradient(report, limits)}"
+        return (
+            f"each layer multiplies the gradient by {step:.3g}{_gain_of_gradient(report, limits)}"
+        )
     q = _variance(report)
     second = moments(name, q).second / q
     needed = 1 / math.sqrt(second)
@@ -337,16 +356,17 @@ def _why(report: SignalReport, course: _Course, limits: Limits) -> str:
 
 def _gain_of_gradient(report: SignalReport, limits: Limits) -> str:
     """The weights' gain that the gradient's step implies: step^2 = gain^2 E f'(u)^2."""
-    course = next(c for c in _courses(report) if c.what == "gradient")
+    course = next(c for c in _courses(report, limits) if c.what == "gradient")
     name = _activation(report)
     if name is None or len(course.points) < 3:
         return ""
-    slope = math.sqrt(moments(name, _variance(report)).slope)
-    gain = course.per_layer(limits) / slope
+    q = _variance(report)
+    gain = course.step / math.sqrt(moments(name, q).slope)
+    needed = 1 / math.sqrt(moments(name, min(q, 1.0)).slope)
     default = "torch's default, " if abs(gain - 1 / math.sqrt(3)) < 0.03 else ""
     return (
         f": the weights have gain {gain:.3g} ({default}std = gain/sqrt(fan_in)), "
-        f"and {name} needs {1 / slope:.4g}{_source(name)}"
+        f"and {name} needs {needed:.4g}{_source(name)}"
     )
 
 

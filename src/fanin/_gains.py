@@ -359,7 +359,10 @@ def _depth_scales(nl: Nonlinearity, sigma_w2: float, sigma_b2: float, start: flo
         nl, sigma_w2, sigma_b2, q = _limit(nl, sigma_w2, q_star)
     c_star = _c_star(nl, sigma_w2, sigma_b2, q)
     q_rate, c_rate = _q_rate(nl, sigma_w2, q), _c_rate(nl, c_star, sigma_w2, sigma_b2, q)
-    return DepthScales(q_star, c_star, sigma_w2 * _slope(nl, q), _depth(q_rate), _depth(c_rate))
+    # c* is stable: a C'(c*) above 1 is a critical point to within rounding
+    return DepthScales(
+        q_star, c_star, sigma_w2 * _slope(nl, q), _depth(q_rate), _depth(min(c_rate, 1.0))
+    )
 
 
 def _limit(
@@ -414,12 +417,15 @@ def _c_star(nl: Nonlinearity, sigma_w2: float, sigma_b2: float, q: float) -> flo
     def excess(c: float) -> float:
         return _c_map(nl, c, sigma_w2, sigma_b2, q) - c
 
-    certain = nl.keep == 1.0 and not nl.jumps
-    if certain and _c_rate(nl, 1.0, sigma_w2, sigma_b2, q) <= 1 + CRITICAL:
+    exact = nl.keep == 1.0 and not nl.jumps
+    rate = _c_rate(nl, 1.0, sigma_w2, sigma_b2, q) if exact else math.inf
+    if rate <= 1 + CRITICAL:
         return 1.0
     if excess(0.0) < 1e-15:
         return 0.0
-    for k in range(1, 40):
-        if excess(1 - 2.0**-k) < 0:
-            return root(excess, 0.0 if k == 1 else 1 - 2.0 ** (1 - k), 1 - 2.0**-k)
+    below, gap = 0.0, 0.5
+    while gap * (rate - 1) > 10 * CRITICAL and gap > 1e-15:  # else C(1 - gap) cannot be told from 1 - gap
+        if excess(1 - gap) < 0:
+            return root(excess, below, 1 - gap)
+        below, gap = 1 - gap, gap / 2
     return 1.0

@@ -1,50 +1,47 @@
-"""What every function of `fanin.init` shares: the check of its target, the seed, the operator.
+"""What the functions of `fanin.init` share: who takes the call, where to write, with which fans.
 
-A function of `fanin.init` says what to draw, as a `Law` of the weight's shape and fans; `fill` finds where:
-in the tensor it was given, or slice by slice in a module's parameter, with the exact fans.
-
-The write is a torch operator of its own, so that torch.compile, vmap and FakeTensorMode see one
-opaque call that mutates a tensor. Its distribution travels as (kind, arguments), which is all that
-an operator's schema can carry.
+A function says what to draw, as a `Law` of a weight's shape and fans. `fill` finds where: in the
+tensor it was given, or slice by slice in a module's parameter, whose fans are exact.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch import Generator, Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ._activations import ALIASES, NOT_ELEMENTWISE, TORCH_NAMES, names
 from ._apply import _check_parametrization, _write_through
-from ._errors import InvalidValueError, ModelError, UncoveredParameterError
+from ._errors import InvalidValueError, ModelError, UncoveredParameterError, closest
 from ._facts import PartInfo
 from ._fans import Fan
-from ._fill import write
+from ._init_op import Draw, check, put, seed_for
 from ._layouts import Spec, specs_of, tensor_of
+from ._nonlinearity import gain
 from ._roles import Slot, slots_of
-from ._rng import Stream
 from ._shards import _is_dtensor, index_of
-from .distributions import DISTRIBUTIONS, Distribution
+from .distributions import TruncatedNormal
 
-KEY = "fanin.init"  # every draw has a seed of its own, so one stream's name serves them all
+KEY = "fanin.init"  # every call has a seed of its own, so one stream's name serves them all
 EMPTY = "Initializing zero-element tensors is a no-op"
 FEW_DIMS = "Fan in and fan out can not be computed for tensor with fewer than 2 dimensions"
+PER_GROUP = ("Orthogonal", "DeltaOrthogonal")  # of a grouped convolution, each group by itself
 
-Draw = tuple[str, list[Any]]  # a distribution's kind, and its arguments by position
 Target = TypeVar("Target", bound=Tensor | nn.Module)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Weight(NamedTuple):
-    """What a law may know of the tensor, or slice, that it is for."""
+    """What a law may know of the tensor, or slice of one, that it is for."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -54,65 +51,57 @@ class Weight(NamedTuple):
 Law = Callable[[Weight], Draw | None]  # None: there is nothing to write
 
 
-class InitValueError(InvalidValueError, RuntimeError):
-    """A value that no distribution has: a ValueError here, where torch raises RuntimeError."""
-
-
-class InitDtypeError(InvalidValueError, NotImplementedError):
-    """A dtype without random numbers: a ValueError here, where torch raises NotImplementedError."""
+# who takes the call --------------------------------------------------------------------------
 
 
 def overridable(function: Callable[P, R]) -> Callable[P, R]:
-    """Let ``__torch_function__`` of the tensor, or of a mode, take the call, as torch's functions do."""
+    """Let the ``__torch_function__`` of a tensor, or of a mode, take the call."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         target = args[0] if args else kwargs.get("tensor")
-        if isinstance(target, Tensor) and has_torch_function_variadic(target):
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            if bound.arguments.get("name") == "weight":
-                del bound.arguments["name"]  # torch's functions have no such argument
-            return handle_torch_function(call, (target,), **bound.arguments)  # type: ignore[no-any-return]
-        return function(*args, **kwargs)
+        if not isinstance(target, Tensor) or not has_torch_function_variadic(target):
+            return function(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        if bound.arguments["name"] == "weight":
+            del bound.arguments["name"]  # torch's functions have no such argument
+        return handle_torch_function(call, (target,), **bound.arguments)  # type: ignore[call-arg]
 
     return call
 
 
 def deprecated(function: Callable[P, R]) -> Callable[P, R]:
     """The alias without the underscore, which warns as torch's does."""
-    new = function.__name__  # type: ignore[attr-defined]
+    new = function.__name__
     old = new[:-1]
 
+    @functools.wraps(function)
     def alias(*args: P.args, **kwargs: P.kwargs) -> R:
-        warnings.warn(
-            f"`nn.init.{old}` is now deprecated in favor of `nn.init.{new}`.",
-            FutureWarning,
-            stacklevel=2,
-        )
+        message = f"`nn.init.{old}` is now deprecated in favor of `nn.init.{new}`."
+        warnings.warn(message, FutureWarning, stacklevel=2)
         return function(*args, **kwargs)
 
     alias.__name__ = alias.__qualname__ = old
-    alias.__module__ = function.__module__
     alias.__doc__ = f"Deprecated: use `{new}`."
     return alias
 
 
-# where to write ------------------------------------------------------------------------------
+# tensors -------------------------------------------------------------------------------------
 
 
-def fill(
-    target: Target, law: Law, generator: torch.Generator | None = None, *, name: str = "weight"
-) -> Target:
-    """Fill a tensor, or the parameter ``name`` of a module, with what ``law`` says; return the target."""
+def fill(target: Target, law: Law, generator: Generator | None = None, *, name: str) -> Target:
+    """Fill a tensor, or a module's parameter ``name``, with what ``law`` says; return the target."""
     if isinstance(target, nn.Module):
         _fill_module(target, law, generator, name)
         return target
-    _check_tensor(target)
+    _check_lasting(target)
     draw = law(Weight(tuple(target.shape), target.dtype, lambda: shape_fans(target)))
     if draw is not None:
-        _put(target, draw, KEY, _seed(target, draw, generator))
+        if not torch.compiler.is_compiling():
+            check(draw, target.dtype)
+        put(target, draw, KEY, seed_for(target, draw, generator))
     return target
 
 
@@ -125,24 +114,13 @@ def shape_fans(tensor: Tensor) -> tuple[int, int]:
     if tensor.dim() < 2:
         raise InvalidValueError(FEW_DIMS)
     taps = 1
-    for length in tensor.shape[2:]:  # math.prod would specialise torch.compile's symbolic sizes
+    for length in tensor.shape[2:]:  # torch.compile traces symbolic sizes through this
         taps *= length
     return tensor.shape[1] * taps, tensor.shape[0] * taps
 
 
-def warn_if_empty(target: Tensor | nn.Module, least_dims: int = 0) -> bool:
-    """Whether a tensor has no elements; if so, warn in torch's words where the user called."""
-    if not isinstance(target, Tensor) or isinstance(target, UninitializedTensorMixin) or target.dim() < least_dims:
-        return False
-    if 0 not in target.shape:
-        return False
-    if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
-        warnings.warn(EMPTY, stacklevel=4)
-    return True
-
-
-def _check_tensor(tensor: object) -> None:
-    """Raise unless writing into ``tensor`` writes into something that lasts."""
+def _check_lasting(tensor: object) -> None:
+    """Raise unless what is written into ``tensor`` lasts."""
     if not isinstance(tensor, Tensor):
         raise InvalidValueError(
             f"expected a torch.Tensor to fill in place, or the nn.Module that owns it; got {tensor!r}."
@@ -154,120 +132,149 @@ def _check_tensor(tensor: object) -> None:
         )
     if torch.compiler.is_compiling():
         return  # a traced tensor does not tell what it is a view of
-    owner = tensor._base if tensor._is_view() else tensor  # noqa: SLF001 - torch has no public name for it
+    owner = tensor._base if tensor._is_view() else tensor  # noqa: SLF001 - torch has no public name
     if owner is not None and not owner.is_leaf:
         raise ModelError(
-            f"this tensor of shape {tuple(tensor.shape)} is computed ({owner.grad_fn}), neither a "
-            "parameter nor a view of one: what is written into it is lost. For a weight behind "
-            "weight_norm, spectral_norm or another parametrization pass the module instead: "
-            "init.kaiming_normal_(module). For chosen rows w[[0, 1]] write a slice, w[0:2], or row by row."
+            f"this tensor of shape {tuple(tensor.shape)} is computed ({owner.grad_fn}): neither a "
+            "parameter nor a view of one, so what is written into it is lost. For a weight behind "
+            "weight_norm, spectral_norm or another parametrization pass the module itself, as in "
+            "init.kaiming_normal_(module). For rows such as w[[0, 1]] pass views: w[0], w[0:2]."
         )
 
 
-# the seed ------------------------------------------------------------------------------------
+# gains ---------------------------------------------------------------------------------------
 
 
-def _seed(tensor: Tensor, draw: Draw, generator: torch.Generator | None) -> Tensor | None:
-    """64 random bits as two words, from the generator, else from torch's default; None if none are due."""
-    if draw[0] in FIXED or tensor.is_meta:
-        return None
-    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
-        # Inductor replaces torch.randint by a generator of its own; this operator it leaves to torch.
-        blank = tensor.new_empty(2, dtype=torch.int64, device="cpu")
-        return torch.ops.aten.random.to(blank, 2**32, generator=generator)
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(2**32, (2,), dtype=torch.int64, device=device, generator=generator)
+def other_gain(nonlinearity: Any, param: Any) -> float:
+    """The exact gain of what torch has no gain for."""
+    if not callable(nonlinearity):
+        known = (*TORCH_NAMES, *(n for n in names() if n not in TORCH_NAMES))
+        if nonlinearity not in (*known, *ALIASES, *NOT_ELEMENTWISE):
+            raise InvalidValueError(
+                f"Unsupported nonlinearity {nonlinearity}; known are {', '.join(known)}."
+                f"{closest(str(nonlinearity), known)}"
+            )
+    return gain(nonlinearity, param)
 
 
-# the operator --------------------------------------------------------------------------------
-
-FIXED = ("Zero", "Constant", "Identity", "Dirac")  # nothing is drawn
-_NATIVE = ("Zero", "Constant")  # torch writes them itself
-_REAL = ("Uniform", "TruncatedNormal", "BoundedNormal")  # of a complex number, each part on its own
-_OP = "fanin::init_"
-torch.library.define(
-    _OP, "(Tensor(a!) tensor, Tensor? seed, str kind, float[] arguments, str key) -> ()"
-)
+# Computed once, when Dynamo traces a call. The decorator torch.compiler.assume_constant_result sets
+# the same mark, but imports Dynamo to do so, for a second.
+other_gain._dynamo_marked_constant = True  # type: ignore[attr-defined]  # noqa: SLF001
 
 
-def distribution(kind: str, arguments: list[float], dtype: torch.dtype) -> Distribution:
-    """The distribution that an operator's arguments describe.
+# scaled by fans ------------------------------------------------------------------------------
+
+CUT = 2.0  # of variance_scaling_'s truncated_normal, in sigmas: as jax, keras and timm
+_SIGMA = 1.0 / TruncatedNormal(1.0, CUT).std  # of the parent whose realised std is 1
+
+
+def correct_fan(tensor: Tensor, mode: str) -> int:
+    """The fan of torch's ``mode``.
 
     Raises:
-        InitValueError: a value that the distribution cannot have.
-        InitDtypeError: random numbers for a dtype that holds none.
+        InvalidValueError: an unknown mode, or fewer than two dimensions.
     """
-    if not (dtype.is_floating_point or dtype.is_complex or kind in FIXED):
-        raise InitDtypeError(
-            f"random starting values need a real or complex floating point tensor; got {dtype}. "
-            "Convert it, e.g. with tensor.float()."
-        )
-    try:
-        return DISTRIBUTIONS[kind](*arguments)
-    except InvalidValueError as error:
-        raise InitValueError(str(error)) from error
+    mode = torch_mode(mode)
+    fan_in, fan_out = shape_fans(tensor)
+    return fan_in if mode == "fan_in" else fan_out
 
 
-@torch.library.impl(_OP, "CompositeExplicitAutograd")
-def _write(tensor: Tensor, seed: Tensor | None, kind: str, arguments: list[float], key: str) -> None:
-    law = distribution(kind, arguments, tensor.dtype)
-    low, high = (0, 0) if seed is None else seed.tolist()
-    if tensor.dtype.is_complex and kind in _REAL:
-        tensor = torch.view_as_real(tensor)
-    write(tensor, law, Stream(key, low | high << 32))
+def torch_mode(mode: str) -> str:
+    """fan_in or fan_out, in any case.
+
+    Raises:
+        InvalidValueError: another mode.
+    """
+    mode = mode.lower()
+    valid_modes = ["fan_in", "fan_out"]
+    if mode not in valid_modes:
+        raise InvalidValueError(f"Mode {mode} not supported, please use one of {valid_modes}")
+    return mode
 
 
-@torch.library.register_fake(_OP)
-def _write_fake(tensor: Tensor, seed: Tensor | None, kind: str, arguments: list[float], key: str) -> None:  # noqa: ARG001
-    distribution(kind, arguments, tensor.dtype)
+def _fan(fans: tuple[float, float], mode: str) -> float:
+    # Not Fan.by_mode: torch.compile traces symbolic sizes through this.
+    fan_in, fan_out = fans
+    if mode == "fan_avg":
+        return (fan_in + fan_out) / 2
+    if mode == "fan_geo_avg":
+        return math.sqrt(fan_in * fan_out)
+    return fan_in if mode == "fan_in" else fan_out
 
 
-def _write_each(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    tensor: Tensor,
-    seed: Tensor | None,
-    kind: str,
-    arguments: list[float],
-    key: str,
-) -> tuple[None, None]:
-    """Under vmap: every example with its own seed (randomness="different"), or all with one ("same")."""
-    of_tensor, of_seed = in_dims[:2]
-    if of_tensor is None:
-        raise ModelError(
-            "under vmap the filled tensor must be one of the mapped arguments: examples with seeds of "
-            "their own cannot share one tensor."
-        )
-    for i in range(info.batch_size):
-        words = seed if seed is None or of_seed is None else seed.select(of_seed, i)
-        torch.ops.fanin.init_(tensor.select(of_tensor, i), words, kind, arguments, key)
-    return None, None
+def _draw(family: str, std: float, weight: Weight) -> Draw:
+    """The distribution of ``family`` whose realised std is ``std``."""
+    if family == "normal":
+        return "Normal", [std, 0.0]
+    if family == "orthogonal":
+        rows, columns = weight.shape[0], math.prod(weight.shape[1:])
+        return "Orthogonal", [std * math.sqrt(max(rows, columns))]
+    if weight.dtype.is_complex:
+        std = std / math.sqrt(2.0)  # of each part
+    if family == "uniform":
+        return "Uniform", [-math.sqrt(3.0) * std, math.sqrt(3.0) * std]
+    return "TruncatedNormal", [_SIGMA * std, CUT, 0.0]
 
 
-torch.library.register_vmap(_OP, _write_each)
+def fill_scaled(
+    target: Target,
+    family: str,
+    factor: float,
+    mode: str,
+    *,
+    generator: Generator | None,
+    name: str,
+    least_dims: int = 2,
+) -> Target:
+    """Draws of std factor / sqrt(fan); an empty tensor is left alone, with torch's warning.
+
+    ``least_dims``: below it an empty tensor, too, is an error.
+    """
+    if _is_empty(target, least_dims):
+        if not torch.compiler.is_compiling():  # Dynamo cannot trace a warning
+            warnings.warn(EMPTY, stacklevel=4)
+        return target
+
+    def law(weight: Weight) -> Draw | None:
+        fans = weight.fans()
+        if 0 in weight.shape:
+            return None
+        return _draw(family, factor / math.sqrt(_fan(fans, mode)), weight)
+
+    return fill(target, law, generator, name=name)
 
 
-def _put(tensor: Tensor, draw: Draw, key: str, seed: Tensor | None) -> None:
-    """Write one draw. Constants are torch's own fills: any dtype, NaN, and nothing to draw."""
-    kind, arguments = draw
-    with torch.no_grad():
-        if kind == "Zero":
-            tensor.zero_()
-        elif kind == "Constant":
-            tensor.fill_(*arguments)
-        elif _is_dtensor(tensor):
-            _write(tensor, seed, kind, arguments, key)
-        else:
-            torch.ops.fanin.init_(tensor, seed, kind, arguments, key)
+def _is_empty(target: Tensor | nn.Module, least_dims: int) -> bool:
+    if not isinstance(target, Tensor) or isinstance(target, UninitializedTensorMixin):
+        return False
+    return target.dim() >= least_dims and 0 in target.shape
+
+
+# shapes that a law asks for ------------------------------------------------------------------
+
+
+def matrix_law(draw: Draw) -> Law:
+    """``draw`` for a matrix, an error for anything else."""
+
+    def law(weight: Weight) -> Draw:
+        if len(weight.shape) != 2:
+            raise InvalidValueError("Only tensors with 2 dimensions are supported")
+        return draw
+
+    return law
+
+
+def check_convolution(weight: Weight) -> None:
+    """Raise unless the weight has 1 to 3 axes of taps."""
+    if len(weight.shape) not in (3, 4, 5):
+        raise InvalidValueError("Only tensors with 3, 4, or 5 dimensions are supported")
 
 
 # modules -------------------------------------------------------------------------------------
 
-_PER_GROUP = ("Orthogonal", "DeltaOrthogonal")  # of a grouped convolution, each block on its own
-
 
 class _Site(NamedTuple):
-    """Rows ``start:stop`` along ``dim`` of a module's parameter, drawn on their own."""
+    """Rows ``start:stop`` along ``dim`` of a module's parameter, drawn on their own; or all of it."""
 
     draw: Draw
     key: str = KEY
@@ -277,11 +284,11 @@ class _Site(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """The parameter as it is."""
+        """All of the parameter."""
         return self.stop < 0
 
 
-def _fill_module(module: nn.Module, law: Law, generator: torch.Generator | None, name: str) -> None:
+def _fill_module(module: nn.Module, law: Law, generator: Generator | None, name: str) -> None:
     """Say what to draw for every slice, check all of it, then write."""
     tensor_of(module, name)
     slot = next(s for s in slots_of(module) if name in (s.name, *s.aliases))
@@ -291,10 +298,8 @@ def _fill_module(module: nn.Module, law: Law, generator: torch.Generator | None,
     value = torch.empty_like(slot.tensor.detach()) if slot.through else slot.tensor
     sites = _sites(slot, spec, value, law)
     for site in sites:
-        if site.draw[0] not in _NATIVE:
-            distribution(*site.draw, dtype=value.dtype)
-    seeds = (_seed(value, s.draw, generator) for s in sites if s.draw[0] not in FIXED)
-    seed = next(seeds, None)
+        check(site.draw, value.dtype)
+    seed = seed_for(value, sites[0].draw, generator) if sites else None
     for site in sites:
         _put_site(value, site, seed)
     if slot.through:
@@ -303,19 +308,23 @@ def _fill_module(module: nn.Module, law: Law, generator: torch.Generator | None,
 
 
 def _sites(slot: Slot, spec: Spec, value: Tensor, law: Law) -> list[_Site]:
-    """The whole parameter and its padding row; or each packed slice, or each group, on its own."""
-    padding = [_Site(("Zero", []), KEY, p.dim, p.start, p.stop) for p in spec.parts if p.role == "padding"]
+    """All of it and then its padding row; or each packed slice, or each group, on its own."""
     packed = [p for p in spec.parts if p.role != "padding"]
     if packed:
         return _slices(slot, packed, value, law)
     draw = law(Weight(tuple(value.shape), value.dtype, _exact_fans(slot, spec.fan)))
     if draw is None:
         return []
-    if spec.groups > 1 and draw[0] in _PER_GROUP:
-        rows = value.shape[0] // spec.groups
-        blocks = [(str(i), i * rows, (i + 1) * rows) for i in range(spec.groups)]
-        return _slices(slot, [PartInfo(n, 0, a, b, spec.role, spec.fan) for n, a, b in blocks], value, law)
-    return [_Site(draw), *padding]
+    if spec.groups > 1 and draw[0] in PER_GROUP:
+        n = value.shape[0] // spec.groups
+        groups = range(spec.groups)
+        return _slices(
+            slot,
+            [PartInfo(str(i), 0, i * n, (i + 1) * n, spec.role, spec.fan) for i in groups],
+            value,
+            law,
+        )
+    return [_Site(draw), *(_Site(("Zero", []), KEY, p.dim, p.start, p.stop) for p in spec.parts)]
 
 
 def _slices(slot: Slot, parts: list[PartInfo], value: Tensor, law: Law) -> list[_Site]:
@@ -334,9 +343,9 @@ def _exact_fans(slot: Slot, fan: Fan | None) -> Callable[[], tuple[float, float]
             raise InvalidValueError(FEW_DIMS)
         if fan is None:
             raise UncoveredParameterError(
-                f"fanin does not know the axes of {type(slot.owner).__name__}.{slot.leaf}, so it has no "
-                "exact fans. Pass the tensor itself for torch's fans of its shape, or register the "
-                "module type with @fanin.register_module."
+                f"fanin does not know the axes of {type(slot.owner).__name__}.{slot.leaf}, so it has "
+                "no exact fans. Pass the tensor itself for torch's fans of its shape, or register "
+                "the module type with @fanin.register_module."
             )
         return fan.fan_in, fan.fan_out
 
@@ -345,24 +354,24 @@ def _exact_fans(slot: Slot, fan: Fan | None) -> Callable[[], tuple[float, float]
 
 def _put_site(value: Tensor, site: _Site, seed: Tensor | None) -> None:
     if site.whole:
-        _put(value, site.draw, site.key, seed)
+        put(value, site.draw, site.key, seed)
     elif _is_dtensor(value):
         _put_rows(value, site, seed)
     else:
-        # Of .detach(), because a slice made under autograd refuses to be written in place.
-        _put(value.detach().narrow(site.dim, site.start, site.stop - site.start), site.draw, site.key, seed)
+        part = value.detach().narrow(site.dim, site.start, site.stop - site.start)
+        put(part, site.draw, site.key, seed)
 
 
 def _put_rows(value: Tensor, site: _Site, seed: Tensor | None) -> None:
-    """The same for a DTensor, of which a slice would be a copy: draw the slice, keep what lives here."""
+    """The same for a DTensor, of which a slice is a copy: draw the slice, keep what lives here."""
     shard = index_of(value)
     flat = value.dim() == 1
     along = torch.as_tensor(list(shard.columns if flat else shard.rows))
     here = torch.nonzero((along >= site.start) & (along < site.stop)).flatten()
-    whole = torch.empty((site.stop - site.start, *value.shape[1:]), dtype=value.dtype)
-    _put(whole, site.draw, site.key, seed)
-    picked = whole[along[here] - site.start]
+    part = torch.empty((site.stop - site.start, *value.shape[1:]), dtype=value.dtype)
+    put(part, site.draw, site.key, seed)
+    kept = part[along[here] - site.start]
     if not flat:
-        picked = picked.flatten(1)[:, list(shard.columns)]
+        kept = kept.flatten(1)[:, list(shard.columns)]
     with torch.no_grad():
-        shard.local[here] = picked.reshape(len(here), *shard.local.shape[1:]).to(shard.local.device)
+        shard.local[here] = kept.reshape(len(here), *shard.local.shape[1:]).to(shard.local.device)

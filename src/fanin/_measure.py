@@ -53,6 +53,7 @@ class Sums(NamedTuple):
     scale: float
     dead: float
     saturated: float
+    masked: float  # elements that a mask set to -inf: they count for nothing
 
 
 class Sample(NamedTuple):
@@ -76,7 +77,7 @@ def sample(value: Tensor) -> Sample:
     value = value.detach()
     if value.ndim == 0:
         value = value.reshape(1, 1)
-    dims = tuple(sorted(range(1, value.ndim), key=lambda d: -value.stride(d)))
+    dims = tuple(sorted(range(1, value.ndim), key=lambda d: -value.stride()[d]))
     ordered = value.permute(0, *dims)
     shape = tuple(ordered.shape[1:])
     rows = ordered.reshape(value.shape[0], -1)
@@ -91,7 +92,13 @@ def sample(value: Tensor) -> Sample:
 
 
 def forward_sums(
-    value: Tensor, op: str, units: int, limits: tuple[float, float] | None, *, kills: bool
+    value: Tensor,
+    op: str,
+    units: int,
+    limits: tuple[float, float] | None,
+    *,
+    kills: bool,
+    masks: bool = False,
 ) -> tuple[Tensor, int]:
     """Everything that one op's output tells, as a vector laid out like `Sums`, and its length.
 
@@ -101,23 +108,25 @@ def forward_sums(
         units: the dim along which units lie.
         limits: range of a bounded function, else None.
         kills: whether zeros mean that a unit is switched off.
+        masks: whether -inf means that an element does not take part.
 
     Returns:
-        (8 float64 numbers on the tensor's device, number of elements looked at).
+        (a float64 vector on the tensor's device, number of elements looked at).
     """
     taken = sample(value)
-    x, scale = widened(taken.rows)
+    masked = (taken.rows == -math.inf) if masks else None
+    x, scale = widened(taken.rows if masked is None else taken.rows.masked_fill(masked, 0.0))
     squares_BF = x.square()
     squares_B = squares_BF.sum(1)
     inverse_B = torch.where(squares_B > 0, squares_B.rsqrt(), 0.0)
     mean_F = inverse_B @ x
     flat = squares_BF.view(-1)
-    none = scale.new_full((), math.nan)
+    none, zero = scale.new_full((), math.nan), scale.new_zeros(())
     dead = _dead(x, op, units, taken) if kills else none
     saturated = _saturated(taken.rows, limits) if limits else none
     sums = (
         squares_B.sum(), x.sum(), mean_F.dot(mean_F), squares_B.count_nonzero(), flat.dot(flat),
-        scale, dead, saturated,
+        scale, dead, saturated, zero if masked is None else masked.sum(),
     )  # fmt: skip
     return torch.stack([s.to(x.dtype) for s in sums]), x.numel()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ _CHANNELS_LAST = frozenset(
 _WEIGHTS = frozenset(("linear", "embedding", "bilinear"))
 _NORMS = frozenset(("layer_norm", "rms_norm", "group_norm", "batch_norm"))
 _MIXERS = frozenset(("matmul", "scaled_dot_product_attention", "softmax", "lstm"))
+_MASKS = frozenset(("masked_fill", "where"))
 _MARGIN = 2.0**10  # above the least normal number: elements far below the rms count too
 
 
@@ -115,57 +116,95 @@ class Meter:
         Args:
             scale: the gradient was multiplied by it.
         """
-        forward = [Sums(*v) for v in _fetched(v for v, _ in self._forward)]
-        grads: dict[int, float] = {}
-        for (index, (_, n)), (squares, largest) in zip(
-            self._grads.items(), _fetched(v for v, _ in self._grads.values()), strict=True
-        ):
-            grads[index] = largest * math.sqrt(squares / n)
-        rms = [
-            s.scale * math.sqrt(s.squares / n)
-            for s, (_, n) in zip(forward, self._forward, strict=True)
+        forward = [
+            _Forward(Sums(*v), n)
+            for v, (_, n) in zip(_fetched(v for v, _ in self._forward), self._forward, strict=True)
         ]
-        lost = _lost(rms, self.dtype) + _lost(grads.values(), self.dtype)
-        cosines = [_cosine(s) for s in forward]
-        kurtosis = [
-            s.fourths * n / s.squares**2 if s.squares else 0.0
-            for s, (_, n) in zip(forward, self._forward, strict=True)
-        ]
-        bars = error_bars(self.seen, cosines, kurtosis)
-        return tuple(
+        fetched = _fetched(v for v, _ in self._grads.values())
+        grads = {
+            i: largest * math.sqrt(squares / n)
+            for (i, (_, n)), (squares, largest) in zip(self._grads.items(), fetched, strict=True)
+        }
+        bars = error_bars(self.seen, [f.cosine for f in forward], [f.kurtosis for f in forward])
+        layers = tuple(
             Layer(
                 seen.module,
                 seen.op,
                 seen.shape,
-                measured=Signal(
-                    act_rms=rms[i],
-                    act_mean=sums.scale * sums.total / self._forward[i][1],
-                    correlation=cosines[i],
-                    grad_rms=grads[i] / scale if i in grads else None,
-                    dead=_known(sums.dead),
-                    saturated=_known(sums.saturated),
-                    error_bar=bars[i],
+                measured=replace(
+                    f.signal, grad_rms=grads[i] / scale if i in grads else None, error_bar=bars[i]
                 ),
             )
-            for i, (seen, sums) in enumerate(zip(self.seen, forward, strict=True))
-        ), lost
+            for i, (seen, f) in enumerate(zip(self.seen, forward, strict=True))
+        )
+        return layers, _lost((f.rms for f in forward), self.dtype) + _lost(
+            grads.values(), self.dtype
+        )
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """One op's sums as numbers, over ``n`` elements."""
+
+    sums: Sums
+    n: int
+
+    @property
+    def count(self) -> float:
+        """Elements that no mask took out."""
+        return max(1.0, self.n - self.sums.masked)
+
+    @property
+    def rms(self) -> float:
+        """sqrt(mean x^2)."""
+        return self.sums.scale * math.sqrt(self.sums.squares / self.count)
+
+    @property
+    def cosine(self) -> float | None:
+        """Mean over a != b of x_a . x_b / (|x_a| |x_b|) = (|sum_a x_a/|x_a||^2 - B) / (B (B - 1))."""
+        b = self.sums.samples
+        if b < 2 or math.isnan(self.sums.cosines):
+            return None
+        return min(1.0, max(-1.0, (self.sums.cosines - b) / (b * (b - 1))))
+
+    @property
+    def kurtosis(self) -> float:
+        """E x^4 / (E x^2)^2."""
+        return self.sums.fourths * self.count / self.sums.squares**2 if self.sums.squares else 0.0
+
+    @property
+    def signal(self) -> Signal:
+        """Without gradient and error bar."""
+        return Signal(
+            act_rms=self.rms,
+            act_mean=self.sums.scale * self.sums.total / self.count,
+            correlation=self.cosine,
+            dead=_known(self.sums.dead),
+            saturated=_known(self.sums.saturated),
+        )
 
 
 def measured_alone(value: Tensor) -> Signal:
     """Rms, mean and correlation of one tensor that no op made."""
     with torch.no_grad():
         vector, n = forward_sums(value, "", max(value.ndim - 1, 0), None, kills=False)
-    sums = Sums(*vector.tolist())
-    return Signal(
-        sums.scale * math.sqrt(sums.squares / n), sums.scale * sums.total / n, _cosine(sums)
-    )
+    return _Forward(Sums(*vector.tolist()), n).signal
 
 
 def _measured(op: Op, units: int) -> Reduced:
     if not op.value.numel():
         return torch.full((len(Sums._fields),), math.nan, dtype=torch.float64), 1
-    masks = op.op == "mul" and any(getattr(a, "dtype", None) is torch.bool for a in op.args)
-    return forward_sums(op.value, op.op, units, _limits(op), kills=masks or op.op in KILLERS)
+    by_bool = op.op == "mul" and any(getattr(a, "dtype", None) is torch.bool for a in op.args)
+    # Attention adds its mask, -inf where nothing is to be seen, to the scores.
+    added = op.op == "add" and len(op.sources) == 1 and not op.params
+    return forward_sums(
+        op.value,
+        op.op,
+        units,
+        _limits(op),
+        kills=by_bool or op.op in KILLERS,
+        masks=added or op.op in _MASKS or op.aten == "baddbmm",
+    )
 
 
 def _limits(op: Op) -> tuple[float, float] | None:
@@ -192,14 +231,6 @@ def _fetched(vectors: Iterable[Tensor]) -> list[list[float]]:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _cosine(sums: Sums) -> float | None:
-    """Mean over pairs a != b of x_a . x_b / (|x_a| |x_b|) = (|sum_a x_a/|x_a||^2 - B) / (B (B - 1))."""
-    n = sums.samples
-    if n < 2 or math.isnan(sums.cosines):
-        return None
-    return min(1.0, max(-1.0, (sums.cosines - n) / (n * (n - 1))))
 
 
 def _lost(rms: Iterable[float], dtype: torch.dtype) -> int:
@@ -235,10 +266,8 @@ def error_bars(
         known = [v for s in sources if (v := variances[s]) is not None]
         base = max(known, default=0.0) if len(known) == len(sources) else None
         samples = op.shape[0] if op.shape else 1
-        shared = (
-            1 / samples
-            + (1 - 1 / samples) * (1.0 if cosines[i] is None else cosines[i] or 0.0) ** 2
-        )
+        cosine = cosines[i]
+        shared = 1 / samples + (1 - 1 / samples) * (1.0 if cosine is None else cosine) ** 2
         fan = sources[0] if len(sources) == 1 else None
         before.append(base if op.weighted else None)
         if op.op in _NORMS:

@@ -147,13 +147,13 @@ def _tail_ppf(a: float, width: float, u: Array, v: Array) -> Array:
     """The t in [0, width] with P(Z <= a + t) = u and P(Z > a + t) = v = 1 - u, given the window.
 
     The density falls on [a, a + width], a >= 0, so the cdf is concave and the log survival too:
-    Newton's steps are monotone from ``u mass`` upwards, and from either upper bound downwards.
+    Newton's steps are monotone upwards from a lower bound, downwards from an upper bound.
     """
     total = float(mass(_one(a), _one(width))[0])
     out = np.full_like(u, width)
     small = u <= 0.5
     if small.any():
-        goal = u[small] * total
+        goal = u[small] * total  # the density is at most 1, so t is no less than this
 
         def rise(t: Array) -> Array:
             return (goal - mass(_one(a), t)) * np.exp(t * (a + t / 2.0))
@@ -161,17 +161,30 @@ def _tail_ppf(a: float, width: float, u: Array, v: Array) -> Array:
         out[small] = _monotone(rise, goal)
     large = ~small & (v > 0.0)
     if large.any():
-        goal = v[large]
-        depth = np.sqrt(-2.0 * np.log(goal))
-        bound = depth * (depth / (a + np.hypot(a, depth)))
+        rest = v[large]
 
         def fall(t: Array) -> Array:
-            rest = mass(a + t, np.maximum(width - t, 0.0))
-            survival = rest * np.exp(-t * (a + t / 2.0)) / total
-            return rest * np.log(np.where(survival > 0.0, survival / goal, 1.0))
+            beyond = mass(a + t, np.maximum(width - t, 0.0))
+            survival = beyond * np.exp(-t * (a + t / 2.0)) / total
+            return beyond * np.log(np.where(survival > 0.0, survival / rest, 1.0))
 
-        out[large] = _monotone(fall, np.minimum(bound, width * (1.0 - goal)))
+        out[large] = _monotone(fall, _survival_bound(a, width, total, rest))
     return np.clip(out, 0.0, width)
+
+
+def _survival_bound(a: float, width: float, total: float, v: Array) -> Array:
+    """No less than the t with P(Z > a + t) = v, and close to it.
+
+    The survival is at most exp(-a t - t^2/2), and at most what a density gives that grows at the
+    constant rate a + width from the far end inwards, where it really grows at less.
+    """
+    depth = np.sqrt(-2.0 * np.log(v))
+    bound = depth * (depth / (a + np.hypot(a, depth)))
+    drop = width * (a + width / 2.0)
+    if drop > 700.0:  # the far end's density is nil
+        return bound
+    rate = a + width
+    return np.minimum(bound, width - np.log1p(rate * total * v * math.exp(drop)) / rate)
 
 
 def _monotone(step: Callable[[Array], Array], start: Array) -> Array:
@@ -180,7 +193,7 @@ def _monotone(step: Callable[[Array], Array], start: Array) -> Array:
     for _ in range(_NEWTON_STEPS):
         change = step(t)
         t = t + change
-        if np.all(np.abs(change) <= 1e-9 * np.abs(t)):
+        if np.all(np.abs(change) <= 1e-13 * np.abs(t)):
             break
     return t
 

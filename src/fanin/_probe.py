@@ -123,11 +123,13 @@ class _Call:
         run: without arguments, returns the model's output.
         args: positional and keyword arguments, for the recorder.
         wanted: tensors whose gradient is asked for, so that the backward pass reaches all ops.
+        parameters: FQN -> tensor, if not the model's own.
     """
 
     run: Callable[[], Any]
     args: tuple[Any, dict[str, Any]]
     wanted: tuple[Tensor, ...]
+    parameters: dict[str, Tensor] | None = None
 
 
 def _run(
@@ -142,7 +144,7 @@ def _run(
     meter = Meter()
     with _surroundings(model, backward=backward, wide=wide):
         call = _wide_call(model, inputs) if wide else _call(model, inputs)
-        recorder = Recorder(model, meter.on_op, call.args, meter.on_output)
+        recorder = Recorder(model, meter.on_op, call.args, meter.on_output, call.parameters)
         try:
             with recorder:
                 output = call.run()
@@ -163,7 +165,7 @@ def _run(
             ),
             outputs=tuple((name, i) for name, i in meter.outputs.items() if name in leaves),
             inputs=None if first is None else measured_alone(first),
-            loss=None if loss is None else float(loss),
+            loss=None if loss is None else float(loss.detach()),
             chance=None if loss is None else _chance(loss, output),
             dtype=str(meter.dtype).removeprefix("torch."),
             notes=tuple(notes)
@@ -224,6 +226,7 @@ def _wide_call(model: nn.Module, inputs: Inputs) -> _Call:
         lambda: functional_call(model, {**params, **buffers}, args, kwargs),
         (args, kwargs),
         (*wanted, *leaves),
+        params,
     )
 
 

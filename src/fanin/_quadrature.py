@@ -24,6 +24,7 @@ Function = Callable[[Array], Array]
 ORDER = 20  # nodes a panel: exact for polynomials of degree 39
 REACH = 38.5  # exp(-38.5^2 / 2) is the last normal double: what lies beyond cannot be weighed
 DEPTH = 60  # halvings of one panel, down to a width of 1e-17
+CROWD = 400  # panels that may be open at once: far more than kinks and steps ask for
 TOLERANCE = 1e-14  # of a panel against its halves, relative to the whole integral
 
 # Breakpoints in units of z follow the weight; those in units of x = sqrt(q) z follow the
@@ -32,6 +33,7 @@ _Z = np.array([0.0, 0.7, 1.5, 2.5, 3.5, 5.0, 7.0, 9.5, 13.0, 18.0, 25.0, REACH])
 _X = np.array([0.0, 0.1, 0.5, 1.2, 2.0, 3.0, 6.0, 12.0, 24.0])
 # Two variables: 1e-12 of E f^2 is promised, and beyond 9 there is 1e-19 of the weight.
 _Z_PAIR = np.array([0.0, 1.1, 2.3, 3.8, 6.0, 9.0])
+_STEP = np.array([-9.0, -3.0, -1.0, 0.0, 1.0, 3.0, 9.0])  # around a smoothed kink, in its own std
 
 
 @lru_cache(maxsize=1)
@@ -45,35 +47,37 @@ def _weight(z: Array) -> Array:
     return np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
 
 
-def _panel_sums(integrand: Function, left: Array, right: Array) -> Array:
-    """The rule on each panel [left, right]."""
+def _panel_sums(integrand: Function, left: Array, right: Array) -> tuple[Array, float]:
+    """The rule on each panel [left, right], and the integral of |integrand| over all of them."""
     nodes, weights = _rule()
     width = right - left
     z = left[:, None] + width[:, None] * nodes
     values = integrand(z.ravel()).reshape(z.shape)
-    return np.asarray(width * (values @ weights))
+    return width * (values @ weights), float(width @ (np.abs(values) @ weights))
 
 
-def _integral(integrand: Function, edges: Array) -> float:
-    """Integral over the panels between ``edges``, halving each one that its halves contradict."""
+def _integral(integrand: Function, edges: Array, floor: float = 0.0) -> float:
+    """Integral over the panels between ``edges``, halving each one that its halves contradict.
+
+    ``floor`` bounds from below the size against which an error counts. A function whose rounding
+    is coarser than the tolerance ends at `CROWD` panels.
+    """
     left, right = edges[:-1], edges[1:]
-    coarse = _panel_sums(integrand, left, right)
-    total, size = 0.0, float(np.abs(coarse).sum())
+    coarse, size = _panel_sums(integrand, left, right)
+    total, size = 0.0, max(size, floor)
     for _ in range(DEPTH):
-        middle = (left + right) / 2
-        halves_left, halves_right = np.concatenate([left, middle]), np.concatenate([middle, right])
-        fine = _panel_sums(integrand, halves_left, halves_right)
-        paired = fine[: len(left)] + fine[len(left) :]
-        size = max(size, float(np.abs(fine).sum()))
-        open_ = np.abs(paired - coarse) > TOLERANCE * size
-        total += float(paired[~open_].sum())
-        if not open_.any():
+        if not 0 < len(left) <= CROWD:
             break
-        again = np.concatenate([open_, open_])
-        left, right, coarse = halves_left[again], halves_right[again], fine[again]
-    else:
-        total += float(coarse.sum())
-    return total
+        middle = (left + right) / 2
+        left, right = np.concatenate([left, middle]), np.concatenate([middle, right])
+        fine, fine_size = _panel_sums(integrand, left, right)
+        paired = fine.reshape(2, -1).sum(axis=0)
+        size = max(size, fine_size)
+        agree = np.abs(paired - coarse) <= TOLERANCE * size
+        total += float(paired[agree].sum())
+        again = np.tile(~agree, 2)
+        left, right, coarse = left[again], right[again], fine[again]
+    return total + float(coarse.sum())
 
 
 def _features(scale: float, kinks: Array) -> Array:
@@ -81,7 +85,7 @@ def _features(scale: float, kinks: Array) -> Array:
     return np.concatenate([-_X, _X, kinks]) if scale > 1.2 else kinks
 
 
-def _edges(scale: float, kinks: Sequence[float], grid: Array) -> Array:
+def _edges(scale: float, kinks: Sequence[float] | Array, grid: Array) -> Array:
     """Panel edges on +-grid for a function of ``scale * z`` with ``kinks`` in x."""
     inner = np.abs(_features(scale, np.asarray(kinks, dtype=float))) / scale
     points = np.concatenate([grid, inner[inner < grid[-1]]])
@@ -145,7 +149,8 @@ def pair_expectation(f: Function, q: float, c: float, kinks: Sequence[float] = (
         kinks: where f or one of its first derivatives jumps, in units of u.
 
     Returns:
-        The expectation, to about 1e-12 of E f^2.
+        The expectation, to about 1e-12 of E f^2. (A function that still oscillates at
+        |u| > 24 with a period below sqrt(q) would need more nodes than are spent.)
 
     >>> round(pair_expectation(np.sin, 1.0, 0.5), 12), round(math.exp(-1) * math.sinh(0.5), 12)
     (0.191700249782, 0.191700249782)
@@ -162,7 +167,10 @@ def pair_expectation(f: Function, q: float, c: float, kinks: Sequence[float] = (
         h = _smoothed(f, shared * z, own, points)
         return h * h if sign > 0 else h * _smoothed(f, -shared * z, own, points)
 
-    return _integral(lambda z: product(z) * _weight(z), _edges(shared, kinks, _Z_PAIR))
+    size = expectation(lambda u: np.square(f(u)), q, kinks)
+    # near c = 1 a kink of f is a narrow step of h, which the nodes of a wide panel would not see
+    steps = np.add.outer(points, own * _STEP).ravel() if own < 0.1 * shared else points
+    return _integral(lambda z: product(z) * _weight(z), _edges(shared, steps, _Z_PAIR), floor=size)
 
 
 def root(fn: Callable[[float], float], low: float, high: float) -> float:

@@ -8,7 +8,7 @@ writes, casts and copies need no rule of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -152,7 +152,7 @@ class Recorder(TorchDispatchMode):
 
     A record is delivered when the next op is about to run, and at the end: then autograd has
     attached the output's ``grad_fn``, and torch has unfolded what it had folded for the product.
-    Enter it outside of `preserved`, inside of any grad mode.
+    What ``on_op`` computes is not reported, but modes entered before this one see it.
 
     Args:
         model: its modules' FQNs name the ops.
@@ -161,6 +161,7 @@ class Recorder(TorchDispatchMode):
             tensors among them the parameters do.
         on_output: called with (FQN, op index) when a module of ``model`` returns: the op whose
             result, perhaps reshaped, is its first floating output.
+        parameters: FQN -> tensor, if the model is run with others than its own.
 
     Attributes:
         seen: floating or complex results on the signal so far.
@@ -173,6 +174,7 @@ class Recorder(TorchDispatchMode):
         on_op: Callable[[Op], None],
         inputs: Any = (),
         on_output: Callable[[str, int], None] | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.seen = 0
@@ -186,11 +188,12 @@ class Recorder(TorchDispatchMode):
         self._alive: dict[int, StorageWeakRef] = {}  # keeps a key from being given twice
         self._made_by: dict[int, int] = {}  # storage of the signal -> op index
         self._params: dict[int, tuple[str, ...]] = {}  # storage computed from parameters alone
-        for name, parameter in model.named_parameters():
+        owned = dict(model.named_parameters()) if parameters is None else parameters
+        for name, parameter in owned.items():
             self._own(parameter, (name,))
         given = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
         self._batch = next((t.shape[:1] for t in given if t.ndim), None)
-        for tensor in given or model.parameters():
+        for tensor in given or owned.values():
             self._mark(tensor, INPUT)
 
     @property

@@ -12,10 +12,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 WIDTH = 80
-GAP = "  "
 ELLIPSIS = "…"
 BARS = "▁▂▃▄▅▆▇█"
-NAME_LEAST = 16  # a name keeps at least so many characters
+NAME_LEAST = 14  # a name keeps at least so many characters
 TEXT_LEAST = 24  # prose is not squeezed below this while another block would help
 
 
@@ -85,13 +84,15 @@ def table(
     kinds = kinds.ljust(len(header), "l")
     natural = [max(len(line[i]) for line in lines) for i in range(len(header))]
     least = [_least(kind, [line[i] for line in lines], width) for i, kind in enumerate(kinds)]
+    gap = 2 if sum(least) + 2 * (len(least) - 1) <= width else 1  # a tight table beats two blocks
     blocks = [
         _block(
             [[line[i] for i in columns] for line in lines],
             "".join(kinds[i] for i in columns),
-            _grow([least[i] for i in columns], [natural[i] for i in columns], width),
+            _grow([least[i] for i in columns], [natural[i] for i in columns], width, gap),
+            " " * gap,
         )
-        for columns in _split(least, width)
+        for columns in _split(least, width, gap)
     ]
     return "\n\n".join(blocks)
 
@@ -109,21 +110,21 @@ def _least(kind: str, cells: list[str], width: int) -> int:
     return natural
 
 
-def _split(least: list[int], width: int) -> list[list[int]]:
+def _split(least: list[int], width: int, gap: int) -> list[list[int]]:
     """Column numbers of each block; every block begins with column 0."""
     blocks, used = [[0]], least[0]
     for i in range(1, len(least)):
-        used += len(GAP) + least[i]
+        used += gap + least[i]
         if used > width and len(blocks[-1]) > 1:
             blocks.append([0])
-            used = least[0] + len(GAP) + least[i]
+            used = least[0] + gap + least[i]
         blocks[-1].append(i)
     return blocks
 
 
-def _grow(least: list[int], natural: list[int], width: int) -> list[int]:
+def _grow(least: list[int], natural: list[int], width: int, gap: int) -> list[int]:
     """Widths between least and natural that use the line, columns served from the left."""
-    slack = width - sum(least) - len(GAP) * (len(least) - 1)
+    slack = width - sum(least) - gap * (len(least) - 1)
     widths = list(least)
     for i in range(len(least)):
         extra = max(0, min(slack, natural[i] - widths[i]))
@@ -132,17 +133,17 @@ def _grow(least: list[int], natural: list[int], width: int) -> list[int]:
     return widths
 
 
-def _block(lines: list[list[str]], kinds: str, widths: list[int]) -> str:
-    return "\n".join(text for line in lines for text in _lines(line, kinds, widths))
+def _block(lines: list[list[str]], kinds: str, widths: list[int], gap: str) -> str:
+    return "\n".join(text for line in lines for text in _lines(line, kinds, widths, gap))
 
 
-def _lines(cells: list[str], kinds: str, widths: list[int]) -> list[str]:
+def _lines(cells: list[str], kinds: str, widths: list[int], gap: str) -> list[str]:
     """One row as one or, where prose wraps, several lines."""
     columns = [_fitted(*column) for column in zip(cells, kinds, widths, strict=True)]
     height = max(map(len, columns))
     padded = [column + [""] * (height - len(column)) for column in columns]
     return [
-        GAP.join(
+        gap.join(
             text.rjust(w) if kind == "r" else text.ljust(w)
             for text, kind, w in zip(parts, kinds, widths, strict=True)
         ).rstrip()

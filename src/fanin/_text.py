@@ -137,6 +137,8 @@ def _count(n: int, noun: str) -> str:
 
 
 REPORT_HEADER = ("layer", "", "op", "act", "corr", "grad", "dead", "sat", "FAN")
+REPORT_KINDS = "nlnrrrrrc"
+ALWAYS = ("layer", "op", "act", "corr", "grad")  # columns that stand even if nothing is known
 
 
 def report_text(report: SignalReport) -> str:
@@ -145,16 +147,21 @@ def report_text(report: SignalReport) -> str:
     Args:
         report: a `SignalReport`; measured figures are shown where there are any, else predicted.
     """
-    lines = wrap(_report_title(report))
-    if report.layers:
-        lines += ["", table(REPORT_HEADER, _report_cells(report), kinds="nllrrrrrc"), ""]
-        signals = [layer.signal for layer in report.layers]
-        lines += _spark("act ", [s.act_rms for s in signals])
-        lines += _spark("grad", [s.grad_rms for s in signals])
-    for finding in report.findings:
-        lines += ["", *_finding_lines(finding)]
-    lines += ["", *(line for note in report.notes for line in wrap(note, first="note "))]
-    return "\n".join([*lines, *wrap(_footer(report))])
+    header, rows, kinds = _report_table(report)
+    signals = [layer.signal for layer in report.layers]
+    bars = [
+        *_spark("act ", [s.act_rms for s in signals]),
+        *_spark("grad", [s.grad_rms for s in signals]),
+    ]
+    notes = [line for note in report.notes for line in wrap(note, first="note ")]
+    blocks = [
+        wrap(_report_title(report)),
+        [table(header, rows, kinds=kinds)] if rows else [],
+        bars,
+        *map(_finding_lines, report.findings),
+        [*notes, *wrap(_footer(report))],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def report_markdown(report: SignalReport) -> str:
@@ -164,8 +171,18 @@ def report_markdown(report: SignalReport) -> str:
         for f in report.findings
     ]
     points += [f"- {note}" for note in report.notes]
-    rows = markdown(REPORT_HEADER, _report_cells(report))
-    return "\n".join([f"**{_report_title(report)}**", "", rows, "", *points, "", _footer(report)])
+    header, rows, _ = _report_table(report)
+    return "\n".join(
+        [
+            f"**{_report_title(report)}**",
+            "",
+            markdown(header, rows),
+            "",
+            *points,
+            "",
+            _footer(report),
+        ]
+    )
 
 
 def _report_title(report: SignalReport) -> str:
@@ -178,7 +195,7 @@ def _report_title(report: SignalReport) -> str:
     return title + (f", loss {number(report.loss)}{chance}" if report.loss is not None else "")
 
 
-def _report_cells(report: SignalReport) -> list[tuple[str, ...]]:
+def _report_rows(report: SignalReport) -> list[tuple[str, ...]]:
     """The input, then the layers, folded with the tightest tolerance that gives a short table."""
     flags = _flags(report)
     named = [
@@ -196,6 +213,18 @@ def _report_cells(report: SignalReport) -> list[tuple[str, ...]]:
         if report.inputs is None
         else [("(input)", "", "", *_figures([report.inputs]), ""), *rows]
     )
+
+
+def _report_table(report: SignalReport) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and kinds; a column that is empty and need not be there is left out."""
+    rows = _report_rows(report)
+    told = [
+        i
+        for i, title in enumerate(REPORT_HEADER)
+        if title in ALWAYS or any(row[i] not in ("", "-") for row in rows)
+    ]
+    header = [REPORT_HEADER[i] for i in told]
+    return header, [[row[i] for i in told] for row in rows], "".join(REPORT_KINDS[i] for i in told)
 
 
 def _flags(report: SignalReport) -> dict[int, str]:
@@ -238,21 +267,22 @@ def _layer_row(f: Fold[tuple[Layer, str]]) -> tuple[str, ...]:
 
 
 def _figures(signals: Sequence[Signal]) -> list[str]:
-    """Each column of the table; of several layers the first and the last value."""
+    """Sizes from the first layer to the last; of the fractions the largest, ``..`` meaning up to."""
 
-    def ends(
-        field: str, form: Callable[[float | None], str], brief: Callable[[float | None], str]
-    ) -> str:
-        first, last = (getattr(signal, field) for signal in (signals[0], signals[-1]))
-        return form(first) if form(first) == form(last) else f"{brief(first)}..{brief(last)}"
+    def ends(field: str) -> str:
+        first, last = getattr(signals[0], field), getattr(signals[-1], field)
+        same = _figure(first) == _figure(last)
+        return _figure(first) if same else f"{_brief(first)}..{_brief(last)}"
+
+    def most(field: str, form: Callable[[float | None], str]) -> str:
+        known = [v for s in signals if (v := getattr(s, field)) is not None and not math.isnan(v)]
+        largest = form(max(known)) if known else form(getattr(signals[0], field))
+        return largest if len({form(v) for v in known}) < 2 else f"..{largest}"
 
     return [
-        ends("act_rms", _figure, _brief),
-        ends("correlation", _correlation, _correlation),
-        ends("grad_rms", _figure, _brief),
-        ends("dead", _percent, _percent),
-        ends("saturated", _percent, _percent),
-    ]
+        ends("act_rms"), most("correlation", _correlation), ends("grad_rms"),
+        most("dead", _percent), most("saturated", _percent),
+    ]  # fmt: skip
 
 
 def _figure(value: float | None) -> str:
@@ -332,8 +362,8 @@ def _changes(a: Row, b: Row) -> Iterator[str]:
     if (a.shape, a.dtype) != (b.shape, b.dtype):
         yield f"{a.dtype} {list(a.shape)} -> {b.dtype} {list(b.shape)}"
     if a.distribution != b.distribution:
-        ratio = f", std x{number(b.std / a.std)}" if a.std and b.std and a.std != b.std else ""
-        yield f"{drawn(a.distribution)} -> {drawn(b.distribution)}{ratio}"
+        ratio = number(b.std / a.std) if a.std and b.std else "1"
+        yield f"{drawn(a.distribution)} -> {drawn(b.distribution)}{'' if ratio == '1' else f', std x{ratio}'}"
     elif a.packed != b.packed:
         yield f"{_slice_words(a)} -> {_slice_words(b)}"
     for field in ("role", "fan_in", "fan_out", "nonlinearity", "aliases"):

@@ -259,8 +259,10 @@ class TruncatedNormal(Elementwise):
     def _cdf(self, x: Array) -> Array:
         if not self.sigma:
             return step_cdf(x, self.mean)
+        low, high = self.support
         z = np.clip((x - self.mean) / self.sigma, -self.cut, self.cut)
-        return _normal.window_cdf(-self.cut, self.cut, z, z + self.cut, self.cut - z)
+        inside = _normal.window_cdf(-self.cut, self.cut, z, z + self.cut, self.cut - z)
+        return np.where(x <= low, 0.0, np.where(x >= high, 1.0, inside))
 
     def _ppf(self, u: Array) -> Array:
         return self.mean + self.sigma * _normal.window_ppf(-self.cut, self.cut, u)
@@ -348,7 +350,9 @@ class BoundedNormal(Elementwise):
         if window is None:
             return step_cdf(x, self._anchor)
         inside = np.clip(x, max(self.low, -_LARGEST), min(self.high, _LARGEST))
-        z, below, above = (y / self.sigma for y in (inside - self.mu, inside - self.low, self.high - inside))
+        z, below, above = (
+            y / self.sigma for y in (inside - self.mu, inside - self.low, self.high - inside)
+        )
         return np.where(x >= self.high, 1.0, _normal.window_cdf(*window, z, below, above))
 
     def _ppf(self, u: Array) -> Array:

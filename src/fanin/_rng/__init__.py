@@ -11,5 +11,6 @@ from .draws import thresholds as thresholds
 from .draws import truncated_normal as truncated_normal
 from .draws import uniform as uniform
 from .orthogonal import haar as haar
+from .philox import Elements as Elements
 from .stream import ENGINE as ENGINE
 from .stream import Stream as Stream

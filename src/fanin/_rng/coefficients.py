@@ -1,15 +1,15 @@
 """The numbers of `fanin-1`: polynomials and rationals, lowest power first.
 
-Minimax fits; the largest error of each, measured against 50-digit arithmetic on every value of a
-dense grid, stands beside it. Changing any digit changes every weight that fanin ever drew: a new
-table means a new engine name.
+Beside each table stands its largest relative error with exact arithmetic, measured with 30 digits
+on a dense grid (tests/test_rng.py). The tables named 32 are used rounded to 32 bits. Changing a
+digit changes every weight that fanin ever drew: another table means another engine name.
 """
 
 from __future__ import annotations
 
 LN2 = 0.6931471805599453
 
-# ln(1 + t) = t + t^2 p(t) for t in [-1/3, 1/3].
+# ln(1 + t) = t + t^2 p(t) for t in [-1/3, 1/3]: 9.9e-9 and 1.6e-17.
 LOG_32 = (
     -0.5,
     0.3333320915699005,
@@ -44,7 +44,8 @@ LOG_64 = (
     0.08512581347398357,
 )
 
-# sin(pi y / 4) = y p(y^2) and cos(pi y / 4) = p(y^2) for y in [-1, 1].
+# sin(pi y / 4) = y p(y^2) and cos(pi y / 4) = p(y^2) for y in [-1, 1]: sine 3.5e-8 and 4.9e-17,
+# cosine 8.4e-9 and 2.3e-17.
 SIN_32 = (0.7853981852531433, -0.08074543625116348, 0.00249000103212893, -3.595045563997701e-05)
 COS_32 = (
     1.0,
@@ -74,7 +75,8 @@ COS_64 = (
     -3.8577618810424016e-13,
 )
 
-# Normal quantile: z = y P(g) / Q(g), y = 2 Phi(z) - 1, g = (1 - y)(1 + y), for |z| <= 2 and <= 3.
+# Normal quantile: z = y P(g) / Q(g), y = 2 Phi(z) - 1, g = (1 - y)(1 + y), for |z| <= 2 and <= 3:
+# 4.3e-8 and 7.4e-8; used rounded to 32 bits.
 QUANTILE_2 = (
     (
         0.0019318655831739306,
@@ -117,7 +119,7 @@ QUANTILE_3 = (
 )
 
 # Normal quantile, Wichura 1988 (AS 241, PPND16): centre in .425^2 - (p - 1/2)^2, tails in
-# sqrt(-ln p) - 1.6 and sqrt(-ln p) - 5.
+# sqrt(-ln p) - 1.6 and sqrt(-ln p) - 5: 1.8e-16 up to 37 sigmas.
 QUANTILE_CENTRE = (
     (
         3.3871328727963665,

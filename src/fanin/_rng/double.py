@@ -35,7 +35,7 @@ def signed_uniform(pair: Pair) -> Array:
 
 
 def log(x: Array, complement: Array) -> Array:
-    """ln x from x > 0 and 1 - x, each known to full relative accuracy."""
+    """The natural logarithm of x > 0, given 1 - x too, each known to full relative accuracy."""
     bits = x.view(np.uint64)
     exponent = (bits - np.uint64(0x3FE5555555555555)).view(np.int64) >> np.int64(52)
     mantissa = (bits - (exponent.view(np.uint64) << np.uint64(52))).view(F64)
@@ -83,7 +83,7 @@ def open_uniform(pair: Pair) -> tuple[Array, Array]:
 
 
 def quantile(below: Array, above: Array, q: Array) -> Array:
-    """z with Phi(z) = below, given ``above`` = 1 - below and q = below - 1/2 as well.
+    """The z with Phi(z) = below, given ``above`` = 1 - below and q = below - 1/2 as well.
 
     Source: Wichura 1988, algorithm AS 241, PPND16.
     """
@@ -96,7 +96,7 @@ def quantile(below: Array, above: Array, q: Array) -> Array:
 
 
 def far_quantile(u: Array, rest: Array, a: float, ratio: float) -> Array:
-    """z > a >= 30 with P(Z > z) = P(Z > a) (1 - u + u ratio), where tails leave the doubles.
+    """The z > a >= 30 with P(Z > z) = P(Z > a) (1 - u + u ratio), where tails leave the doubles.
 
     Newton's method on d = z - a for ln P(Z > a) - ln P(Z > a + d) = L, the tail by its asymptotic
     series (Abramowitz & Stegun 26.2.12).

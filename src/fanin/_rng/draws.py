@@ -1,4 +1,4 @@
-"""The engine's interface: (stream, rows, columns, parameters) -> R x C values.
+"""The engine's interface: (elements, parameters) -> R x C values.
 
 A faster backend replaces these functions and must return the same bits.
 """
@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from . import double, single
-from .philox import Array, draw, words
+from .philox import Array, Elements, draw, words
 from .probability import interval, tail_ratio
 from .stream import Stream
 
@@ -20,41 +20,33 @@ NEEDLE = 1e8  # sigmas: beyond, a tail is narrower than a double resolves
 RANKED_AT_ONCE = 2**20
 
 
-def normal(
-    stream: Stream, rows: Array, columns: Array, std: float, mean: float, real: type
-) -> Array:
+def normal(elements: Elements, std: float, mean: float, *, real: type) -> Array:
     """``z std + mean``, z standard normal; product and sum rounded in turn, in ``real``.
 
     Args:
-        stream: seed and name.
-        rows: R indices along the first axis.
-        columns: C flat indices in the rest.
+        elements: which ones.
         std: standard deviation, rounded to ``real`` first.
         mean: likewise.
         real: np.float32 or np.float64.
     """
     wide = real is np.float64
     transform = double.box_muller if wide else single.box_muller
-    z = draw(stream, rows, columns, transform, low=wide)
+    z = draw(elements, transform, low=wide)
     return z * real(std) + real(mean)
 
 
-def uniform(
-    stream: Stream, rows: Array, columns: Array, low: float, high: float, real: type
-) -> Array:
+def uniform(elements: Elements, low: float, high: float, *, real: type) -> Array:
     """Uniform in [low, high): the signed word times half the width, plus the middle.
 
     Args:
-        stream: seed and name.
-        rows: R indices along the first axis.
-        columns: C flat indices in the rest.
+        elements: which ones.
         low: lower bound, never undercut.
         high: upper bound, never reached unless ``low`` and ``high`` round to the same number.
         real: np.float32 or np.float64.
     """
     wide = real is np.float64
     to_unit = double.signed_uniform if wide else single.signed_uniform
-    unit = draw(stream, rows, columns, lambda even, odd: (to_unit(even), to_unit(odd)), low=wide)
+    unit = draw(elements, lambda even, odd: (to_unit(even), to_unit(odd)), low=wide)
     value = unit * real(high / 2 - low / 2) + real(high / 2 + low / 2)
     least, greatest = inward(low, high, real)
     if float(greatest) >= high:
@@ -63,22 +55,14 @@ def uniform(
 
 
 def truncated_normal(
-    stream: Stream,
-    rows: Array,
-    columns: Array,
-    sigma: float,
-    cut: float,
-    mean: float,
-    real: type,
+    elements: Elements, sigma: float, cut: float, mean: float, *, real: type
 ) -> Array:
-    """z sigma + mean, z standard normal given |z| <= cut; never outside by a bit.
+    """``z sigma + mean``, z standard normal given |z| <= cut; never outside by a bit.
 
     In 32 bits and up to cut 3 z comes from a rational, else from the quantile in 64 bits.
 
     Args:
-        stream: seed and name.
-        rows: R indices along the first axis.
-        columns: C flat indices in the rest.
+        elements: which ones.
         sigma: std of the parent.
         cut: in sigmas.
         mean: expectation.
@@ -86,33 +70,24 @@ def truncated_normal(
     """
     bounds = mean - cut * sigma, mean + cut * sigma
     if real is np.float64 or cut > RATIONAL_CUT:
-        z = _window(stream, rows, columns, -cut, cut)
+        z = _window(elements, -cut, cut)
         return _clip((z * sigma + mean).astype(real), *inward(*bounds, real))
     tail, inside, _ = interval(-cut, cut)
 
     def transform(even: Array, odd: Array) -> list[Array]:
         return [single.truncated(word, cut, inside, 2 * tail) for word in (even, odd)]
 
-    z = draw(stream, rows, columns, transform)
+    z = draw(elements, transform)
     return _clip(z * real(sigma) + real(mean), *inward(*bounds, real))
 
 
 def bounded_normal(
-    stream: Stream,
-    rows: Array,
-    columns: Array,
-    mean: float,
-    std: float,
-    low: float,
-    high: float,
-    real: type,
+    elements: Elements, mean: float, std: float, low: float, high: float, *, real: type
 ) -> Array:
     """A normal given low <= value <= high, by its quantile in 64 bits, rounded once.
 
     Args:
-        stream: seed and name.
-        rows: R indices along the first axis.
-        columns: C flat indices in the rest.
+        elements: which ones.
         mean: of the parent.
         std: of the parent; 0 puts all at the point of [low, high] nearest to the mean.
         low: lower bound, -inf allowed.
@@ -121,16 +96,16 @@ def bounded_normal(
     """
     anchor = min(max(mean, low), high)
     if low >= high or abs(anchor - mean) >= NEEDLE * std:
-        return np.full((len(rows), len(columns)), anchor, real)
-    z = _window(stream, rows, columns, (low - mean) / std, (high - mean) / std)
+        return np.full((elements.rows.size, elements.columns.size), anchor, real)
+    z = _window(elements, (low - mean) / std, (high - mean) / std)
     value = np.clip(z * std + mean, low, high)
     return _clip(value.astype(real), *inward(low, high, real))
 
 
-def ranked(stream: Stream, rows: Array, columns: Array) -> Array:
+def ranked(elements: Elements) -> Array:
     """A 64-bit number an element, all different within a column: the word, then the row."""
-    high = words(stream, rows, columns).astype(np.uint64) << np.uint64(32)
-    return high | rows.astype(np.uint64)[:, None]
+    high = words(elements).astype(np.uint64) << np.uint64(32)
+    return high | elements.rows.astype(np.uint64)[:, None]
 
 
 def thresholds(stream: Stream, rows: int, columns: Array, count: int) -> Array:
@@ -142,18 +117,18 @@ def thresholds(stream: Stream, rows: int, columns: Array, count: int) -> Array:
         return ~least
     width = max(1, RANKED_AT_ONCE // rows)
     for c in (slice(k, k + width) for k in range(0, columns.size, width)):
-        block = ranked(stream, np.arange(rows), columns[c])
+        block = ranked(Elements(stream, np.arange(rows), columns[c]))
         least[c] = np.partition(block, count, axis=0)[count]
     return least
 
 
-def _window(stream: Stream, rows: Array, columns: Array, a: float, b: float) -> Array:
+def _window(elements: Elements, a: float, b: float) -> Array:
     """The standard normal given a <= z <= b, in 64 bits."""
 
     def transform(even: double.Pair, odd: double.Pair) -> list[Array]:
         return [_between(pair, a, b) for pair in (even, odd)]
 
-    return np.clip(draw(stream, rows, columns, transform, low=True), a, b)
+    return np.clip(draw(elements, transform, low=True), a, b)
 
 
 def _between(pair: double.Pair, a: float, b: float) -> Array:

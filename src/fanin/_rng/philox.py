@@ -10,6 +10,7 @@ Axes: R rows, C columns, B blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,21 @@ _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+
+
+@dataclass(frozen=True, eq=False)
+class Elements:
+    """A block of a stream's table: every pair of one of the rows and one of the columns.
+
+    Args:
+        stream: seed and name.
+        rows: R indices along the first axis of the whole tensor.
+        columns: C flat indices in the rest of it.
+    """
+
+    stream: Stream
+    rows: Array
+    columns: Array
 
 
 def philox(
@@ -74,31 +90,22 @@ def addresses(columns: Array) -> tuple[Array, Array]:
 
 
 def draw(
-    stream: Stream,
-    rows: Array,
-    columns: Array,
-    transform: Callable[..., Sequence[Array]],
-    *,
-    low: bool = False,
+    elements: Elements, transform: Callable[..., Sequence[Array]], *, low: bool = False
 ) -> Array:
-    """``transform`` of the lanes of every block that is needed, gathered at (rows, columns).
+    """``transform`` of the words of every block that is needed, gathered into R x C values.
 
     Args:
-        stream: which table of words.
-        rows: R indices along the first axis of the whole tensor.
-        columns: C flat indices in the rest of it.
-        transform: (lane, partner lane) -> the values of both. With ``low``, each lane is a pair
+        elements: which ones.
+        transform: (a lane, its partner lane) -> the values of both. With ``low`` a lane is a pair
             (high words, low words).
-        low: whether the transform needs 64 random bits a value.
-
-    Returns:
-        R x C values.
+        low: whether a value needs 64 random bits.
 
     Raises:
         InvalidValueError: a row >= 2^32 or a column >= 2^34.
     """
-    _check_limits(rows, columns)
-    blocks, slots = addresses(np.asarray(columns, np.int64))
+    stream, rows = elements.stream, elements.rows
+    _check_limits(rows, elements.columns)
+    blocks, slots = addresses(np.asarray(elements.columns, np.int64))
     lanes = _blocks(stream, rows, blocks, 0)
     words: Sequence = lanes
     if low:
@@ -109,9 +116,9 @@ def draw(
     return np.take(np.concatenate(values, axis=1), slots, axis=1)
 
 
-def words(stream: Stream, rows: Array, columns: Array) -> Array:
+def words(elements: Elements) -> Array:
     """The R x C random words themselves, uint32."""
-    return draw(stream, rows, columns, lambda even, odd: (even, odd))
+    return draw(elements, lambda even, odd: (even, odd))
 
 
 def _blocks(stream: Stream, rows: Array, blocks: Array, flag: int) -> tuple[Lane, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .._tables import WIDTH, number, table, wrap
@@ -18,11 +19,19 @@ PROSE = 24  # longer cells wrap
 
 
 class Table(NamedTuple):
-    """One table of figures; cells are numbers, text, or None for "not known"."""
+    """One table of figures.
+
+    Args:
+        title: what is counted.
+        header: a word per column.
+        rows: cells are numbers, text, or None for "not known".
+        formats: column -> format of its fractions, where three significant digits are not right.
+    """
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    formats: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,16 @@ def _plain(cell: Cell) -> Cell:
 
 
 def _cells(t: Table) -> list[list[str]]:
-    return [[cell if isinstance(cell, str) else number(cell, 3) for cell in row] for row in t.rows]
+    formats = [t.formats.get(column, "#.3g") for column in t.header]
+    return [[_text(cell, form) for cell, form in zip(row, formats, strict=True)] for row in t.rows]
+
+
+def _text(cell: Cell, form: str) -> str:
+    """Whole numbers and text as they are; fractions by their format, exponents without padding."""
+    if not isinstance(cell, float):
+        return str(cell) if cell is not None else number(None)
+    mantissa, e, exponent = f"{cell:{form}}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if e else mantissa.removesuffix(".")
 
 
 def _kinds(t: Table) -> str:

@@ -85,7 +85,7 @@ def stack(
     for w_OI, x_BI in zip(reversed(weights), reversed(signals[:-1]), strict=True):
         gradients.insert(0, (gradients[0] @ w_OI) * (x_BI > 0))
     return tuple(
-        Step(fan, _ratio(z, x), _ratio(gx, gz), initializer(fan).variance)
+        Step(fan, _ratio(z, x), _ratio(gx, gz), 2.0 / fan.by_mode(mode))
         for fan, (x, z), (gx, gz) in zip(fans, pairwise(signals), pairwise(gradients), strict=True)
     )
 
@@ -226,8 +226,8 @@ def _stack_table(stacks: dict[str, tuple[Step, ...]]) -> Table:
         tuple(
             (
                 mode,
-                s.fan.fan_in,
-                s.fan.fan_out,
+                int(s.fan.fan_in),
+                int(s.fan.fan_out),
                 s.forward,
                 s.forward_theory,
                 s.backward,
@@ -244,7 +244,7 @@ def _kernel_table(kernels: list[Kernel]) -> Table:
         "Convolutions: Var y/Var x with N(0, 1/fan_in), Var gx/Var gy with N(0, 1/fan_out); want 1",
         ("layer", "fans", "fan_in", "fan_out", "y/x", "gx/gy"),
         tuple(
-            (k.name, k.convention, k.fan.fan_in, k.fan.fan_out, k.forward, k.backward)
+            (k.name, k.convention, int(k.fan.fan_in), int(k.fan.fan_out), k.forward, k.backward)
             for k in kernels
         ),
     )

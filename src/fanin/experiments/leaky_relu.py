@@ -153,20 +153,10 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
 
 
 def _moments_table(cases: list[Case]) -> Table:
+    last = f"E f^2, {DEPTH}"
     return Table(
-        f"Moments by slope: weights, then f(u) after layer 1, and E f^2 after layer {DEPTH}",
-        (
-            "slope",
-            "gain",
-            "bound",
-            "w std",
-            "bound/sqrt3",
-            "E f",
-            "theory",
-            "E f^2",
-            "theory",
-            f"layer {DEPTH}",
-        ),
+        f"By slope: weights, f(u) after layer 1, and E f^2 after layers 1 and {DEPTH} (theory 1)",
+        ("slope", "gain", "bound", "std w", "theory", "E f", "theory", "E f^2, 1", last),
         tuple(
             (
                 c.slope,
@@ -177,18 +167,18 @@ def _moments_table(cases: list[Case]) -> Table:
                 float(c.activations.double().mean()),
                 c.mean_theory,
                 c.second_moments[0],
-                c.second_theory,
                 c.second_moments[-1],
             )
             for c in cases
         ),
+        {"slope": ".3g", "E f": ".3f", "E f^2, 1": ".3f", last: ".3f"},
     )
 
 
 def _histogram_table(cases: list[Case]) -> Table:
     top = max(c.bound for c in cases)
     return Table(
-        f"Histograms: weights on +-{top:.2g}, activations on +-{REACH:g}",
+        f"Histograms, log scale: weights on +-{top:.2g}, activations on +-{REACH:g}",
         ("slope", "weights", "activations of layer 1"),
         tuple(
             (c.slope, _histogram(c.weights, top), _histogram(c.activations, REACH)) for c in cases
@@ -197,7 +187,10 @@ def _histogram_table(cases: list[Case]) -> Table:
 
 
 def _histogram(values: Tensor, reach: float) -> str:
-    return sparkline(torch.histc(values, BINS, -reach, reach).tolist(), width=BINS)
+    """Bars on a log scale of two decades below the highest."""
+    counts = torch.histc(values, BINS, -reach, reach).tolist()
+    floor = max(counts) / 100
+    return sparkline([floor, *(max(c, floor) for c in counts)], log=True)[1:]
 
 
 def _paint(figure: Figure, cases: list[Case]) -> None:
@@ -216,8 +209,7 @@ def _paint(figure: Figure, cases: list[Case]) -> None:
 def _paint_weights(axis: Axes, case: Case) -> None:
     axis.hist(case.weights.numpy(), bins=60, density=True, color=BLUE, alpha=0.55)
     axis.plot([-case.bound, case.bound], [1 / (2 * case.bound)] * 2, color=VERMILION)
-    name = "√5, nn.Linear's" if case.slope == SLOPES[-1] else f"{case.slope:g}"
-    axis.set_title(f"slope {name}")
+    axis.set_title("√5 (nn.Linear)" if case.slope == SLOPES[-1] else f"slope {case.slope:g}")
     axis.set_xlabel("weight")
 
 

@@ -9,13 +9,14 @@ takes chi = 1 and orthogonal matrices, which keep every direction's length as we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from .._api import initialize_
@@ -342,6 +343,6 @@ def _paint_similarity(axis: Axes, found: list[Trial]) -> None:
     axis.set_ylabel("mean cosine")
 
 
-def _drawable(values: Iterable[float | None]) -> Tensor:
+def _drawable(values: Iterable[float | None]) -> list[float]:
     """Unknown and vanished values leave a gap."""
-    return torch.tensor([v or float("nan") for v in values], dtype=torch.float64).numpy()
+    return [v or math.nan for v in values]
