@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from fanin._fans import MODES, Fan
@@ -34,6 +35,10 @@ from fanin.initializers import (
     XavierNormal,
     XavierUniform,
 )
+
+# The same examples in every run, and no verdict by the clock of a busy machine.
+settings.register_profile("fanin", derandomize=True, deadline=None)
+settings.load_profile("fanin")
 
 
 def reals(magnitude: float = 1e3):

@@ -161,7 +161,7 @@ def test_version(run):
 
 def test_help_names_every_verb_and_what_exit_codes_mean(run):
     _, out, _ = run("--help")
-    assert all(re.search(rf"^  {verb} ", out, flags=re.M) for verb in VERBS)
+    assert all(re.search(rf"^  {verb} ", out, flags=re.MULTILINE) for verb in VERBS)
     assert "Exit code: 0 clean" in out
 
 
@@ -179,7 +179,7 @@ def test_every_finding_has_a_page():
 def test_a_page_has_its_parts(code):
     page = PAGES[code]
     assert page.startswith(f"# {code}: ")
-    assert re.findall(r"^## (.*)$", page, flags=re.M) == [
+    assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == [
         "What it does", "Why it is bad", "Example", "What to do", "References",
     ]  # fmt: skip
     assert max(map(len, page.splitlines())) <= 80
@@ -188,7 +188,7 @@ def test_a_page_has_its_parts(code):
 
 @pytest.mark.parametrize("code", PAGES)
 def test_a_pages_example_shows_its_finding(code, capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", PAGES[code], flags=re.S)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[code], flags=re.DOTALL)
     exec(compile(block, f"{code}.md", "exec"), {})
     assert f"'{code}'" in capsys.readouterr().out.splitlines()[0]
 
@@ -225,10 +225,10 @@ def test_plan_prints_a_table(run):
     assert code == 0
     assert (
         out.splitlines()[0]
-        == "fanin plan: scheme kaiming, 6 parameters (2.442k elements), rng fanin-1"
+        == "fanin plan: scheme kaiming, 6 parameters (2442 elements), rng fanin-1"
     )
     assert re.search(
-        r"^0\.\.2\.weight +x2 +linear +32 +0\.2946 ", out, flags=re.M
+        r"^0\.\.2\.weight +x2 +linear +32 +0\.2946 ", out, flags=re.MULTILINE
     )  # 5/3 / sqrt(32)
     assert err == "talk while loading\ntalk while building\n"
 
@@ -237,11 +237,11 @@ def test_plan_json_is_alone_on_stdout_and_comes_back(run, folder):
     code, out, _ = run("plan", "zoo.py:shallow", "--format", "json", width=None)
     assert code == 0
     plan = fanin.InitPlan.from_json(out)
+    assert run("plan", "zoo.py:shallow", "--format", "json", "-o", "p.json")[1] == ""
+    assert (folder / "p.json").read_text() == out
     import zoo
 
     assert plan == fanin.plan(*zoo.shallow())
-    assert run("plan", "zoo.py:shallow", "--format", "json", "-o", "p.json")[1] == ""
-    assert (folder / "p.json").read_text() == out
 
 
 def test_plan_markdown(run):
@@ -279,9 +279,11 @@ def test_init_writes_what_initialize_writes(run, folder, name):
     written = _read(folder / name)
     assert written.keys() == model.state_dict().keys()
     assert all(torch.equal(written[k], v) for k, v in model.state_dict().items())
-    assert sorted(os.listdir()) == sorted(
-        ["zoo.py", name, *(["__pycache__"] if Path("__pycache__").exists() else [])]
-    )
+    assert _files() == {"zoo.py", name}
+
+
+def _files():
+    return {path.name for path in Path().iterdir() if path.name != "__pycache__"}
 
 
 def _read(path):
@@ -294,9 +296,8 @@ def _read(path):
 
 def test_init_writes_a_tie_once_and_it_loads(run, folder):
     assert run("init", "zoo:Tied", "-o", "w.safetensors", "--input", "4x7:int64<11")[0] == 0
-    from safetensors.torch import load_model
-
     import zoo
+    from safetensors.torch import load_model
 
     model = zoo.Tied()
     load_model(model, folder / "w.safetensors")
@@ -308,9 +309,8 @@ def test_init_writes_a_tie_once_and_it_loads(run, folder):
 
 def test_init_keeps_a_note_of_the_plan(run, folder):
     run("init", "zoo:shallow", "-o", "w.safetensors", "--scheme", "xavier", "--seed", 5)
-    from safetensors import safe_open
-
     import zoo
+    from safetensors import safe_open
 
     with safe_open(folder / "w.safetensors", "pt") as file:
         about = file.metadata()
@@ -324,11 +324,9 @@ def test_init_keeps_a_note_of_the_plan(run, folder):
 
 
 def test_init_follows_a_plan(run, folder):
-    import zoo
-
-    model, x = zoo.shallow()
-    plan = fanin.plan(model, x).scaled("4.weight", 0.0, "a zero head")
-    (folder / "p.json").write_text(plan.to_json())
+    run("plan", "zoo:shallow", "--format", "json", "-o", "auto.json")
+    plan = fanin.InitPlan.from_json((folder / "auto.json").read_text())
+    (folder / "p.json").write_text(plan.scaled("4.weight", 0.0, "a zero head").to_json())
     assert run("init", "zoo:shallow", "-o", "w.pt", "--plan", "p.json")[0] == 0
     assert _read(folder / "w.pt")["4.weight"].abs().sum() == 0
 
@@ -357,11 +355,11 @@ def test_init_follows_a_plan(run, folder):
 def test_init_that_cannot_be_writes_nothing(run, folder, argv, words):
     run("plan", "zoo:shallow", "--format", "json", "-o", "p.json")
     (folder / "odd.json").write_text("[1, 2]")
-    before = set(os.listdir())
+    before = _files()
     code, out, err = run("init", *argv, width=None)
     assert (code, out) == (2, "")
     assert words in " ".join(err.split())
-    assert set(os.listdir()) == before
+    assert _files() == before
 
 
 def test_safetensors_is_an_extra(run, monkeypatch):
@@ -383,7 +381,7 @@ def test_a_failed_write_leaves_the_old_file(run, folder, monkeypatch):
     assert code == 2
     assert "fanin: disk full" in err
     assert (folder / "w.pt").read_text() == "old"
-    assert not [n for n in os.listdir() if n.endswith(".part")]
+    assert not [n for n in _files() if n.endswith(".part")]
 
 
 # probe ---------------------------------------------------------------------------------------
@@ -545,14 +543,17 @@ def test_demo_runs_an_experiment_with_progress(run, folder, monkeypatch):
     code, out, err = run("demo", "--out", "here", "--seed", 3)
     assert code == 0
     assert seen == {"name": experiments.NAMES[0], "out": Path("here"), "seed": 3}
-    assert out == "title\ndepth  rms\n    1  0.5\n\nwhat was seen\n"
+    assert out.startswith("title\ndepth ")
+    assert "what was seen" in out and "talk" not in out
     assert err == "talk\n"
     assert json.loads(run("demo", "fan-modes", "--format", "json")[1])["summary"] == "what was seen"
 
 
 def test_demo_names_are_listed_and_checked(run):
     out = run("demo", "--help")[1]
-    assert all(re.search(rf"^ +{re.escape(name)} ", out, flags=re.M) for name in experiments.NAMES)
+    assert all(
+        re.search(rf"^ +{re.escape(name)} ", out, flags=re.MULTILINE) for name in experiments.NAMES
+    )
     code, _, err = run("demo", "leaky")
     assert code == 2
     assert "Did you mean 'leaky-relu'?" in " ".join(err.split())
@@ -596,7 +597,7 @@ def test_on_a_terminal_help_is_richs_and_fits():
     assert any("╭" in line for line in lines)
     assert max(map(len, lines)) <= 80
     for name in experiments.NAMES:
-        assert any(re.match(rf" *{re.escape(name)} ", line) for line in lines)
+        assert any(re.match(rf"[ │]*{re.escape(name)} ", line) for line in lines)
 
 
 # as a user runs it ---------------------------------------------------------------------------

@@ -9,12 +9,12 @@ import math
 import mpmath
 import numpy as np
 import pytest
-import strategies
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+import strategies
 from fanin import FaninError
 from fanin import distributions as module
 from fanin._errors import InvalidValueError

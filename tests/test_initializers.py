@@ -6,11 +6,11 @@ import json
 import math
 
 import pytest
-import strategies
 import torch
 from hypothesis import given
 from torch import nn
 
+import strategies
 from fanin import initializers as module
 from fanin._errors import InvalidValueError
 from fanin._fans import MODES, Fan, shape_fan

@@ -9,7 +9,7 @@ import mpmath as mp
 import numpy as np
 import pytest
 import scipy.special
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
@@ -39,7 +39,9 @@ def scalar_philox(counter, key):
 
 def scalar_word(seed, key, row, column, *, low=False):
     """The law of docs/engine.md, element by element."""
-    digest = hashlib.blake2b(key.encode(), key=seed.to_bytes(8, "little"), digest_size=16, person=b"fanin-1").digest()
+    digest = hashlib.blake2b(
+        key.encode(), key=seed.to_bytes(8, "little"), digest_size=16, person=b"fanin-1"
+    ).digest()
     k0, k1, s2, s3 = (int.from_bytes(digest[i : i + 4], "little") for i in (0, 4, 8, 12))
     s3 = s3 & 0x7FFFFFFF | (0x80000000 if low else 0)
     tile, lane, place = column >> 6, (column >> 4) & 3, column & 15
@@ -60,7 +62,9 @@ def some_words(count, seed=0):
 
 
 def ulps(value, exact):
-    return np.abs(value.astype(F64) - exact) / np.spacing(np.abs(exact).astype(value.dtype)).astype(F64)
+    return np.abs(value.astype(F64) - exact) / np.spacing(np.abs(exact).astype(value.dtype)).astype(
+        F64
+    )
 
 
 # Words and layout
@@ -84,6 +88,7 @@ def test_philox_known_answers(counter, key, expected):
     assert " ".join(f"{w:08x}" for w in scalar_philox(counter, key)) == expected
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 2**64 - 1),
     st.text(max_size=20),
@@ -97,13 +102,20 @@ def test_word_follows_the_law(seed, key, rows, columns):
 
 def test_low_words_come_from_the_other_half():
     high = np.array([[scalar_word(3, "w", r, c) for c in range(70)] for r in range(2)], np.uint64)
-    low = np.array([[scalar_word(3, "w", r, c, low=True) for c in range(70)] for r in range(2)], np.uint64)
+    low = np.array(
+        [[scalar_word(3, "w", r, c, low=True) for c in range(70)] for r in range(2)], np.uint64
+    )
     unit = ((high << np.uint64(32)) | low).view(np.int64).astype(F64) * 2.0**-63
     assert np.array_equal(rng.uniform(block(range(2), range(70)), -1.0, 1.0, real=F64), unit)
 
 
 def test_addresses_name_each_block_once():
-    for columns in (np.arange(200), np.arange(5), np.array([700, 3, 3, 64, 12345]), np.arange(0, 6400, 64)):
+    for columns in (
+        np.arange(200),
+        np.arange(5),
+        np.array([700, 3, 3, 64, 12345]),
+        np.arange(0, 6400, 64),
+    ):
         blocks, slots = addresses(columns)
         assert len(set(blocks.tolist())) == blocks.size
         lane, place = np.divmod(slots, blocks.size)
@@ -133,7 +145,10 @@ def test_bad_key():
         Stream(3)
 
 
-@pytest.mark.parametrize(("rows", "columns", "what"), [([2**32], [0], "row"), ([0], [2**34], "column"), ([0], [-1], "column")])
+@pytest.mark.parametrize(
+    ("rows", "columns", "what"),
+    [([2**32], [0], "row"), ([0], [2**34], "column"), ([0], [-1], "column")],
+)
 def test_limits(rows, columns, what):
     with pytest.raises(InvalidValueError, match=f"{what} indices must lie in"):
         rng.uniform(block(rows, columns), 0.0, 1.0, real=F32)
@@ -191,9 +206,17 @@ def horner(coefficients, x, real=F64):
 def test_polynomials_are_as_good_as_they_say(real, log, sine, cosine, bounds):
     grid = [mp.mpf(i) / 200 for i in range(1, 201)]
     errors = (
-        worst_table_error(lambda t: t + t * t * horner(log, t, real), mp.log1p, [s * t / 3 for t in grid for s in (1, -1)]),
-        worst_table_error(lambda y: y * horner(sine, y * y, real), lambda y: mp.sin(mp.pi * y / 4), grid),
-        worst_table_error(lambda y: horner(cosine, y * y, real), lambda y: mp.cos(mp.pi * y / 4), grid),
+        worst_table_error(
+            lambda t: t + t * t * horner(log, t, real),
+            mp.log1p,
+            [s * t / 3 for t in grid for s in (1, -1)],
+        ),
+        worst_table_error(
+            lambda y: y * horner(sine, y * y, real), lambda y: mp.sin(mp.pi * y / 4), grid
+        ),
+        worst_table_error(
+            lambda y: horner(cosine, y * y, real), lambda y: mp.cos(mp.pi * y / 4), grid
+        ),
     )
     assert all(error <= bound for error, bound in zip(errors, bounds, strict=True)), errors
 
@@ -227,7 +250,11 @@ def test_directions_are_the_angle_of_the_law():
         angle = np.pi / 4 * ((word << np.uint32(2)).view(np.int32) + continuation) / 2**31
         cosine = np.where(word >> 31, -np.cos(angle), np.cos(angle))
         swap = (word >> 30) & 1
-        for value, exact in zip(found, (np.where(swap, cosine, np.sin(angle)), np.where(swap, np.sin(angle), cosine)), strict=True):
+        for value, exact in zip(
+            found,
+            (np.where(swap, cosine, np.sin(angle)), np.where(swap, np.sin(angle), cosine)),
+            strict=True,
+        ):
             # numpy's own sine adds an ulp of 1 to the tolerance
             assert np.abs(value - exact).max() <= tolerance + 1.2e-16
 
@@ -238,7 +265,10 @@ def test_truncated_32_against_scipy(cut):
     inside, outside = math.erf(cut / math.sqrt(2)), math.erfc(cut / math.sqrt(2))
     k = word.view(np.int32).astype(F64)
     size = np.where(k >= 0, k, -k - 1)
-    y, tail = (size + 0.5) * inside * 2.0**-31, (outside + (2**31 - 0.5 - size) * inside * 2.0**-31) / 2
+    y, tail = (
+        (size + 0.5) * inside * 2.0**-31,
+        (outside + (2**31 - 0.5 - size) * inside * 2.0**-31) / 2,
+    )
     exact = np.where(y < 0.5, math.sqrt(2) * scipy.special.erfinv(y), -scipy.special.ndtri(tail))
     found = single.truncated(word, cut, inside, outside)
     assert np.array_equal(np.signbit(found), k < 0)
@@ -259,11 +289,16 @@ def test_quantile_64_against_mpmath():
     p = np.concatenate([10.0 ** -pick.uniform(0.31, 290, 200), pick.uniform(0, 0.5, 200)])
     lower, upper = double.quantile(p, 1 - p, p - 0.5), double.quantile(1 - p, p, 0.5 - p)
     assert np.array_equal(lower, -upper)
-    worst = max(abs(float(mp.mpf(float(z)) / exact_quantile(mp.mpf(float(q)), float(z)) - 1)) for q, z in zip(p, lower, strict=True))
+    worst = max(
+        abs(float(mp.mpf(float(z)) / exact_quantile(mp.mpf(float(q)), float(z)) - 1))
+        for q, z in zip(p, lower, strict=True)
+    )
     assert worst <= 1e-15
 
 
-@pytest.mark.parametrize(("a", "b"), [(30.0, math.inf), (30.0, 30.1), (45.0, 46.0), (1e4, math.inf)])
+@pytest.mark.parametrize(
+    ("a", "b"), [(30.0, math.inf), (30.0, 30.1), (45.0, 46.0), (1e4, math.inf)]
+)
 def test_far_tail_against_mpmath(a, b):
     mp.mp.dps = 60
 
@@ -273,31 +308,33 @@ def test_far_tail_against_mpmath(a, b):
     u = np.concatenate([[2.0**-65, 1e-9, 0.5, 1 - 1e-9], np.random.default_rng(0).uniform(size=8)])
     found = double.far_quantile(u, 1 - u, a, tail_ratio(a, b))
     for v, z in zip(u, found, strict=True):
-        target = survival(a) + mp.mpf(float(v)) * ((survival(b) if b < math.inf else 0) - survival(a))
+        target = survival(a) + mp.mpf(float(v)) * (
+            (survival(b) if b < math.inf else 0) - survival(a)
+        )
         exact = mp.mpf(float(z))
         for _ in range(4):
             exact += (survival(exact) - target) / (mp.exp(-exact * exact / 2) / mp.sqrt(2 * mp.pi))
         assert abs(float(mp.mpf(float(z)) / exact - 1)) <= 3e-16
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.floats(-30, 30), st.floats(1e-6, 20))
 def test_interval_probabilities_are_correctly_rounded(low, width):
-    mp.mp.dps = 60
+    mp.mp.dps = 80
     high = low + width
     below, above = mp.ncdf(low), mp.ncdf(-high)
-    inside = mp.quad(mp.npdf, [low, high]) if width < 1e-3 else (mp.ncdf(-low) - above if low > 0 else mp.ncdf(high) - below)
+    inside = mp.ncdf(-low) - above if low > 0 else mp.ncdf(high) - below
     for found, exact in zip(interval(low, high), (below, inside, above), strict=True):
         assert abs(mp.mpf(found) / exact - 1) <= 2.0**-53 if exact > 1e-300 else found <= 1e-299
 
 
-@pytest.mark.parametrize("real", REALS, ids=["fp32", "fp64"])
-def test_single_is_double_within_the_word(real):
+def test_single_is_double_within_the_word():
     """fp32 draws are fp64 draws: apart by rounding, and by what the 32 low bits can move."""
     where = block(range(40), range(4096))
-    if real is F64:
-        pytest.skip("the reference itself")
     even = words(where).reshape(40, -1, 2, 2, 16)[:, :, :, 0, :]
-    radius = np.broadcast_to(single.radius(even)[:, :, :, None, :], (40, 64, 2, 2, 16)).reshape(40, 4096)
+    radius = np.broadcast_to(single.radius(even)[:, :, :, None, :], (40, 64, 2, 2, 16)).reshape(
+        40, 4096
+    )
     u = np.exp(-(radius.astype(F64) ** 2) / 2)
     wide = rng.normal(where, 1.0, 0.0, real=F64)
     # du = 2^-32 at most, so dr = du / (u r); the angle moves by pi/4 2^-29 at most.
@@ -322,7 +359,9 @@ def test_std_and_mean_round_in_turn():
 
 
 @pytest.mark.parametrize("real", REALS, ids=["fp32", "fp64"])
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-0.1, 0.3), (1.0, 1.0 + 2.0**-20), (-1e-40, 3e38), (0.1, 0.1)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (-0.1, 0.3), (1.0, 1.0 + 2.0**-20), (-1e-40, 3e38), (0.1, 0.1)]
+)
 def test_uniform_stays_in_its_half_open_interval(low, high, real):
     value = rng.uniform(block(range(64), range(4096)), low, high, real=real).astype(F64)
     if low == high:
@@ -347,7 +386,9 @@ def test_uniform_never_reaches_high_even_when_rounding_would():
 @pytest.mark.parametrize("cut", [1e-3, 1.5, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize(("sigma", "mean"), [(1.0, 0.0), (0.02, 0.0), (0.1, 0.7)])
 def test_truncated_never_crosses_the_cut(cut, sigma, mean, real):
-    value = rng.truncated_normal(block(range(16), range(4096)), sigma, cut, mean, real=real).astype(F64)
+    value = rng.truncated_normal(block(range(16), range(4096)), sigma, cut, mean, real=real).astype(
+        F64
+    )
     assert value.min() >= mean - cut * sigma
     assert value.max() <= mean + cut * sigma
     # 65536 draws come within 1e-3 of both ends of the law's probability
@@ -357,7 +398,10 @@ def test_truncated_never_crosses_the_cut(cut, sigma, mean, real):
 # Order-free products and Haar
 
 
-@given(st.integers(1, 6), st.integers(1, 200), st.integers(1, 6), st.integers(-60, 60), st.booleans())
+@settings(deadline=None)
+@given(
+    st.integers(1, 6), st.integers(1, 200), st.integers(1, 6), st.integers(-60, 60), st.booleans()
+)
 def test_product_is_a_product_in_any_order(m, k, n, exponent, is_complex):
     pick = np.random.default_rng(m * 1000 + k)
     a, b = pick.standard_normal((m, k)) * 2.0**exponent, pick.standard_normal((k, n))
@@ -377,7 +421,9 @@ def complex_normals(i, j):
     return normals(i, np.stack([2 * j, 2 * j + 1], 1).reshape(-1)).view(np.complex128)
 
 
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (2, 2), (7, 3), (64, 64), (129, 128), (200, 131), (300, 1)])
+@pytest.mark.parametrize(
+    ("m", "n"), [(1, 1), (2, 2), (7, 3), (64, 64), (129, 128), (200, 131), (300, 1)]
+)
 @pytest.mark.parametrize("draw", [normals, complex_normals], ids=["real", "complex"])
 def test_haar_columns_are_orthonormal(m, n, draw):
     q = haar(m, n, draw)

@@ -44,7 +44,7 @@ def test_kolmogorov_smirnov(law, count):
 @pytest.mark.parametrize("law", LAWS[:5], ids=str)
 def test_moments_to_order_8(law, count):
     """The k-th sample moment has variance (m_2k - m_k^2) / count."""
-    x, grid = sample(law, count), np.linspace(0, 1, 400_001)
+    x, grid = sample(law, count), np.linspace(0, 1, 100_001)
     quantiles = law.ppf((grid[1:] + grid[:-1]) / 2)
     for k in range(1, 9):
         if isinstance(law, Normal):
@@ -74,7 +74,12 @@ def test_streams_are_uncorrelated(vary):
     count = 16384
     x = np.stack(
         [
-            fill_(torch.empty(count), Normal(1.0), key=f"layers.{i if vary == 'key' else 0}.weight", seed=i if vary == "seed" else 0).numpy()
+            fill_(
+                torch.empty(count),
+                Normal(1.0),
+                key=f"layers.{i if vary == 'key' else 0}.weight",
+                seed=i if vary == "seed" else 0,
+            ).numpy()
             for i in range(64)
         ]
     ).astype(np.float64)
@@ -91,7 +96,11 @@ def test_every_bit_is_fair_and_changes_with_every_bit_of_the_index():
     assert np.abs(bits.mean(axis=0) - 0.5).max() < Z * 0.5 / math.sqrt(word.size)
     for flip in (1, 16, 64, 128):
         other = words(Elements(Stream("bits"), rows, columns ^ flip)).reshape(-1)
-        share = np.bitwise_count(word ^ other).mean() / 32 if hasattr(np, "bitwise_count") else np.unpackbits((word ^ other).view(np.uint8)).mean()
+        share = (
+            np.bitwise_count(word ^ other).mean() / 32
+            if hasattr(np, "bitwise_count")
+            else np.unpackbits((word ^ other).view(np.uint8)).mean()
+        )
         assert abs(share - 0.5) < Z * 0.5 / math.sqrt(32 * word.size)
 
 
@@ -108,7 +117,10 @@ def test_tails():
 
 
 def matrices(n, count, dtype=torch.float64, rows=None):
-    made = [fill_(torch.empty(rows or n, n, dtype=dtype), Orthogonal(), key=f"haar.{i}") for i in range(count)]
+    made = [
+        fill_(torch.empty(rows or n, n, dtype=dtype), Orthogonal(), key=f"haar.{i}")
+        for i in range(count)
+    ]
     return torch.stack(made)
 
 
@@ -121,7 +133,7 @@ def test_haar_determinants_have_both_signs():
 
 def test_haar_traces():
     """E tr Q = 0, E (tr Q)^2 = 1, E tr(Q^2) = 1, for n >= 2 (Diaconis & Shahshahani 1994)."""
-    q = matrices(6, 600).numpy()
+    q = matrices(6, 400).numpy()
     trace, square = np.trace(q, axis1=1, axis2=2), np.trace(q @ q, axis1=1, axis2=2)
     for value, expected in ((trace, 0.0), (trace**2, 1.0), (square, 1.0)):
         assert abs(value.mean() - expected) < Z * value.std() / math.sqrt(value.size)
@@ -130,17 +142,21 @@ def test_haar_traces():
 @pytest.mark.parametrize(("rows", "n"), [(5, 5), (8, 3), (3, 8)])
 def test_haar_marginals_are_beta(rows, n):
     """The square of an entry of a Haar matrix of size m is Beta(1/2, (m - 1)/2), whichever entry."""
-    q = matrices(n, 600, rows=rows).numpy()
+    q = matrices(n, 400, rows=rows).numpy()
     for i, j in ((0, 0), (rows - 1, n - 1), (0, n - 1), (rows - 1, 0)):
         m = max(rows, n)
-        assert scipy.stats.kstest(q[:, i, j] ** 2, scipy.stats.beta(0.5, (m - 1) / 2).cdf).pvalue > P
-        assert abs((q[:, i, j] > 0).sum() - 300) < Z * math.sqrt(150)
+        assert (
+            scipy.stats.kstest(q[:, i, j] ** 2, scipy.stats.beta(0.5, (m - 1) / 2).cdf).pvalue > P
+        )
+        assert abs((q[:, i, j] > 0).sum() - 200) < Z * 10
 
 
 def test_haar_unitary_eigenvalues_are_uniform_on_the_circle():
     q = matrices(4, 300, torch.complex128)
     angles = torch.angle(torch.linalg.eigvals(q)).numpy()
-    assert scipy.stats.kstest(angles[:, 0], scipy.stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > P
+    assert (
+        scipy.stats.kstest(angles[:, 0], scipy.stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > P
+    )
     traces = np.trace(q.numpy(), axis1=1, axis2=2)
     assert abs(np.mean(np.abs(traces) ** 2) - 1) < Z * np.std(np.abs(traces) ** 2) / math.sqrt(300)
 
@@ -153,6 +169,6 @@ def test_haar_is_invariant_under_rotation():
         return haar(4, 4, lambda i, j: normal(Elements(stream, i, j), 1.0, 0.0, real=np.float64))
 
     rotation = draw("rotation")
-    plain = np.array([draw(f"a.{i}")[1, 2] for i in range(500)])
-    turned = np.array([(draw(f"b.{i}") @ rotation)[1, 2] for i in range(500)])
+    plain = np.array([draw(f"a.{i}")[1, 2] for i in range(300)])
+    turned = np.array([(draw(f"b.{i}") @ rotation)[1, 2] for i in range(300)])
     assert scipy.stats.ks_2samp(plain, turned).pvalue > P

@@ -114,8 +114,8 @@ def test_plan_is_what_str_prints():
 
 def test_reasons_stand_once_and_every_mark_points_to_one():
     text = plan_text(gpt())
-    marks = set(re.findall(r"\[(\d+)\]$", text, flags=re.M))
-    assert marks == set(re.findall(r"^\[(\d+)\]", text, flags=re.M)) == {"1", "2", "3"}
+    marks = set(re.findall(r"\[(\d+)\]$", text, flags=re.MULTILINE))
+    assert marks == set(re.findall(r"^\[(\d+)\]", text, flags=re.MULTILINE)) == {"1", "2", "3"}
 
 
 def test_blocks_that_differ_are_not_folded():
@@ -139,8 +139,8 @@ def test_slices_that_start_alike_stand_together():
         )
         shown[key] = plan_text(plan)
     assert ":" not in shown["same"].split("\n\n")[1]
-    assert re.search(r"^  :q,k +64 +0\.1  Normal\(0\.1\)", shown["uneven"], flags=re.M)
-    assert re.search(r"^  :v +64 +0\.2  Normal\(0\.2\)", shown["uneven"], flags=re.M)
+    assert re.search(r"^  :q,k +64 +0\.1  Normal\(0\.1\)", shown["uneven"], flags=re.MULTILINE)
+    assert re.search(r"^  :v +64 +0\.2  Normal\(0\.2\)", shown["uneven"], flags=re.MULTILINE)
 
 
 def test_a_padding_row_is_shown():
@@ -148,7 +148,7 @@ def test_a_padding_row_is_shown():
     plan = InitPlan(
         (row("emb.weight", (10, 4), "embed", Normal(1.0), (), fan=1.0, packed=(padding,)),)
     )
-    assert re.search(r"^  :padding +- +0  Constant\(0\)", plan_text(plan), flags=re.M)
+    assert re.search(r"^  :padding +- +0  Constant\(0\)", plan_text(plan), flags=re.MULTILINE)
 
 
 def test_an_empty_plan_is_a_title():
@@ -229,9 +229,9 @@ def test_report_of_a_deep_network_is_short_and_says_it_all():
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 40
     assert lines[0] == "fanin report: 200 ops measured in float32, loss 2.31 (chance 2.303)"
-    assert re.search(r"^0 +linear +0\.578 +0\.00 +\S+e-40 .* 102$", text, flags=re.M)
-    assert re.search(r"^22 +linear .* 104$", text, flags=re.M)
-    assert re.search(r"^24\.\.198 +x88 +linear +0\.028 +\.\.1-\de-13 ", text, flags=re.M)
+    assert re.search(r"^0 +linear +0\.578 +0\.00 +\S+e-40 .* 102$", text, flags=re.MULTILINE)
+    assert re.search(r"^22 +linear .* 104$", text, flags=re.MULTILINE)
+    assert re.search(r"^24\.\.198 +x88 +linear +0\.028 +\.\.1-\de-13 ", text, flags=re.MULTILINE)
     assert "FAN102 error 0: gradient shrinks 2.45x per layer" in text
     assert "  why  torch.nn.Linear's default" in text
     assert "  fix  fanin.initialize_(model, x)" in text
@@ -256,7 +256,7 @@ def test_a_short_report_shows_every_layer_whole():
 
 def test_what_is_not_known_is_a_dash():
     text = report_text(SignalReport((Layer("", "linear", (2, 3), None, Signal(0.5)),)))
-    assert re.search(r"^\(model\) +linear +0\.5 +- +-$", text, flags=re.M)
+    assert re.search(r"^\(model\) +linear +0\.5 +- +-$", text, flags=re.MULTILINE)
 
 
 def test_zero_and_not_finite_figures_are_told_apart():
@@ -283,7 +283,7 @@ def test_an_empty_report():
 def test_a_finding_for_the_whole_model_marks_no_layer():
     whole = Finding("FAN106", "warning", "", "loss far from chance", "y", "z")
     text = report_text(SignalReport((Layer("", "linear", (2, 3), None, Signal(1.0)),), (whole,)))
-    assert not re.search(r" 106$", text, flags=re.M)
+    assert not re.search(r" 106$", text, flags=re.MULTILINE)
     assert "FAN106 warning loss far from chance" in text
 
 

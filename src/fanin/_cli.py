@@ -247,10 +247,14 @@ def diff(
     context.exit(int(bool(found)))
 
 
-NAMES = table(("NAME", ""), experiments.SUMMARIES.items(), width=76, kinds="lt")
+DEMO = f"""Run an experiment: networks that fail as PyTorch leaves them, and learn after fanin.
+
+\b
+{table(("NAME", ""), experiments.SUMMARIES.items(), width=76, kinds="lt")}
+"""
 
 
-@cli.command(epilog=f"\b\n{NAMES}", short_help="Run an experiment.")
+@cli.command(help=DEMO, short_help="Run an experiment.")
 @click.argument("name", default=experiments.NAMES[0])
 @click.option(
     "--out", type=FILE, default=Path("fanin-demo"), show_default=True, help="Figures go here."
@@ -258,7 +262,6 @@ NAMES = table(("NAME", ""), experiments.SUMMARIES.items(), width=76, kinds="lt")
 @seed_option
 @format_option("table", "json")
 def demo(*, name: str, out: Path, seed: int, form: str) -> None:
-    """Run an experiment: networks that fail as PyTorch leaves them, and learn after fanin."""
     one_of("NAME", name, experiments.NAMES)
     with redirect_stdout(sys.stderr), progress_bar(f"demo {name}") as progress:
         result = experiments.run(name, out=out, seed=seed, progress=progress)
@@ -362,7 +365,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return cli.main(arguments, prog_name="fanin", standalone_mode=False) or 0
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        complain(
+            error.format_message() + (f" Try: {context.command_path} --help" if context else "")
+        )
         return error.exit_code
     except click.Abort:
         talk("fanin: interrupted")
@@ -370,5 +376,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--traceback" in arguments:
             raise
-        complain(error)
+        complain(str(error) or type(error).__name__)
         return 2

@@ -41,9 +41,9 @@ def talk(text: str) -> None:
     click.echo("\n".join(wrap(text)), err=True)
 
 
-def complain(error: BaseException) -> None:
-    """``fanin: `` and the error's message on stderr, its own line breaks kept."""
-    first, *more = (str(error) or type(error).__name__).splitlines()
+def complain(message: str) -> None:
+    """``fanin: `` and the message on stderr, its own line breaks kept."""
+    first, *more = message.splitlines() or [""]
     lines = wrap(first, first="fanin: ", rest="  ")
     lines += [line for text in more for line in wrap(text, first="  ")]
     click.echo("\n".join(lines), err=True)

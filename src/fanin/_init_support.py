@@ -133,13 +133,22 @@ def _check_lasting(tensor: object) -> None:
     if torch.compiler.is_compiling():
         return  # a traced tensor does not tell what it is a view of
     owner = tensor._base if tensor._is_view() else tensor  # noqa: SLF001 - torch has no public name
-    if owner is not None and not owner.is_leaf:
+    if owner is not None and (not owner.is_leaf or _is_moved(tensor, owner)):
         raise ModelError(
-            f"this tensor of shape {tuple(tensor.shape)} is computed ({owner.grad_fn}): neither a "
+            f"this tensor of shape {tuple(tensor.shape)} is computed ({tensor.grad_fn}): neither a "
             "parameter nor a view of one, so what is written into it is lost. For a weight behind "
             "weight_norm, spectral_norm or another parametrization pass the module itself, as in "
             "init.kaiming_normal_(module). For rows such as w[[0, 1]] pass views: w[0], w[0:2]."
         )
+
+
+def _is_moved(view: Tensor, owner: Tensor) -> bool:
+    """Whether this view of a DTensor was gathered from other ranks, so that it shares no memory."""
+    if view is owner or not _is_dtensor(view):
+        return False
+    with torch.no_grad():
+        here, there = (t.to_local().untyped_storage().data_ptr() for t in (view, owner))  # type: ignore[attr-defined]
+    return here != there
 
 
 # gains ---------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def mills(a: Array) -> Array:
     """Mills' ratio (1 - Phi(a)) / phi(a) for a >= 0.
 
     >>> mills(np.array([0.0, 20.0])).round(12).tolist()
-    [1.253314137316, 0.049875930237]
+    [1.253314137316, 0.049875925982]
     """
     far = a >= _FRACTION_FROM
     near = np.where(far, 0.0, a)

@@ -406,12 +406,9 @@ class Fixed(Initializer):
     distribution: Distribution
 
     def __post_init__(self) -> None:
-        given = self.distribution
-        if isinstance(given, Mapping):
-            assign(self, distribution=distribution_from_dict(given))
-        elif not isinstance(given, Distribution):
+        if not isinstance(self.distribution, Distribution):
             raise InvalidValueError(
-                f"Fixed takes a distribution such as Normal(0.02); got {given!r}."
+                f"Fixed takes a distribution such as Normal(0.02); got {self.distribution!r}."
             )
 
     def _draw(self, fan: Fan, gain: float) -> Distribution:  # noqa: ARG002 - that is its meaning

@@ -50,7 +50,9 @@ def cases() -> list[dict]:
             for dtype in DTYPES:
                 if not (dtype.startswith("complex") and law["kind"] in REAL_ONLY):
                     key, seed = keys[len(found) % len(keys)]
-                    found.append({"law": law, "shape": shape, "dtype": dtype, "key": key, "seed": seed})
+                    found.append(
+                        {"law": law, "shape": shape, "dtype": dtype, "key": key, "seed": seed}
+                    )
     return found
 
 

@@ -18,7 +18,7 @@ from ._result import silent
 
 SUMMARIES: Mapping[str, str] = MappingProxyType(
     {
-        "main": "two deep networks on digits that fail with PyTorch's default and learn with fanin",
+        "main": "two deep networks on digits that PyTorch's default cannot train, and fanin can",
         "100-layers": "a signal through 100 layers under seven initializers, beside the theory",
         "fan-modes": "fan_in keeps the forward variance, fan_out the backward one",
         "leaky-relu": "LeakyReLU activations and weights under kaiming_uniform, by slope",

@@ -68,7 +68,7 @@ def train(
         loss = functional.cross_entropy(model(digits.x_train[rows]), digits.y_train[rows])
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         progress((step + 1) / steps, f"{label}, step {step + 1}")
     train_loss, train_accuracy = evaluate(model, digits.x_train, digits.y_train)
     _, test_accuracy = evaluate(model, digits.x_test, digits.y_test)

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 36  # characters of a sparkline by depth
+LR, MOMENTUM, BATCH = 0.003, 0.9, 128
+COLUMNS = 30  # characters of a sparkline by depth
 CURVE = 20  # characters of a loss curve
 MARKS = 4  # losses shown along the way
 PROBED = 256  # images that the probe sees
@@ -51,17 +52,14 @@ class Network:
         depth: linear layers.
         width: units of each hidden layer.
         activation: between the layers.
-        lr: of SGD with momentum 0.9.
-        steps: of descent, 128 images each.
+        steps: of descent.
     """
 
     name: str
     depth: int
     width: int
     activation: type[nn.Module]
-    lr: float
     steps: int = 200
-    batch: int = 128
 
     def make(self, seed: int) -> nn.Sequential:
         """As PyTorch's constructors leave it after ``torch.manual_seed(seed)``."""
@@ -70,8 +68,8 @@ class Network:
 
 
 NETWORKS = (
-    Network("tanh, 200 layers of width 100", 200, 100, nn.Tanh, lr=0.003),
-    Network("ReLU, 30 layers of width 128", 30, 128, nn.ReLU, lr=0.01),
+    Network("tanh, 200 layers of width 100", 200, 100, nn.Tanh),
+    Network("ReLU, 30 layers of width 128", 30, 128, nn.ReLU),
 )
 
 
@@ -123,9 +121,9 @@ def trial(network: Network, start: str, digits: Digits, *, seed: int, progress: 
     training = train(
         model,
         digits,
-        lambda parameters: torch.optim.SGD(parameters, lr=network.lr, momentum=0.9),
+        lambda parameters: torch.optim.SGD(parameters, lr=LR, momentum=MOMENTUM),
         steps=network.steps,
-        batch=network.batch,
+        batch=BATCH,
         seed=seed,
         progress=portion(progress, 0.05, 1.0),
         label=f"{network.name}, {start}",
@@ -190,16 +188,14 @@ def _notes(found: Iterable[Trial], seed: int) -> tuple[str, ...]:
         *(f"fanin's plan for {name}: {plan}." for name, plan in plans.items()),
         (
             "Similarity is the mean cosine between two images' activations, gradient that of the loss by the "
-            "activations. In a plain stack both change by a factor chi = sigma_w^2 E f'(u)^2 per layer "
-            "(Schoenholz et al. 2017); PyTorch's default has sigma_w^2 = 1/3."
+            "activations. In a plain stack 1 - similarity (once small) and the gradient's square shrink by "
+            "chi = sigma_w^2 E f'(u)^2 a layer (Schoenholz et al. 2017); PyTorch's default has sigma_w^2 = 1/3."
         ),
         (
             "Orthogonal matrices keep every direction, which at 200 layers Gaussian ones of the same variance "
             "do not (Saxe et al. 2014; Pennington et al. 2017)."
         ),
-        f"SGD, momentum 0.9, batch 128, seed {seed}; lr "
-        + ", ".join(f"{n.lr:g} ({n.name})" for n in dict.fromkeys(t.network for t in found))
-        + f". Loss at chance is ln 10 = {CHANCE:.3f}.",
+        f"SGD, lr {LR}, momentum {MOMENTUM}, batch {BATCH}, seed {seed}; loss at chance is ln 10 = {CHANCE:.3f}.",
         (
             f"Runs with torch.set_flush_denormal(True), and puts the flag back: numbers below {LEAST_NORMAL:.2g} "
             "count as zero. The default's gradients sink under that, and denormals make a CPU several times "
@@ -221,10 +217,19 @@ def _tables(found: tuple[Trial, ...]) -> tuple[Table, ...]:
 
 
 def _findings(t: Trial) -> Table:
+    rows = [
+        row
+        for f in t.findings
+        for row in (
+            (f.code, f"{f.message} (module {f.where or 'all'})"),
+            ("  why", f.why),
+            ("  fix", f.fix),
+        )
+    ]
     return Table(
         f"{t.network.name}: why PyTorch's default fails (fanin.probe's findings)",
-        ("code", "where", "what", "why"),
-        tuple((f.code, f.where, f.message, f.why) for f in t.findings),
+        ("code", "what was found"),
+        tuple(rows),
     )
 
 
@@ -271,7 +276,7 @@ def _thinned(values: list[float | None], count: int) -> list[float | None]:
 def _training(network: Network, found: list[Trial]) -> Table:
     marks = [network.steps * (i + 1) // MARKS for i in range(MARKS)]
     return Table(
-        f"{network.name}: training loss (mean of 10 steps; chance {CHANCE:.3f}) and test accuracy",
+        f"{network.name}: training loss (mean of 10 steps) and test accuracy",
         ("start", "step 1", *(str(m) for m in marks), "test acc", "loss curve"),
         tuple(
             (
@@ -283,6 +288,7 @@ def _training(network: Network, found: list[Trial]) -> Table:
             )
             for t in found
         ),
+        {"step 1": ".3f", **{str(m): ".3f" for m in marks}, "test acc": ".1%"},
     )
 
 
@@ -325,13 +331,24 @@ def _paint_rms(axis: Axes, found: list[Trial]) -> None:
         depth = range(1, len(t.signals) + 1)
         axis.plot(depth, _drawable(t.act_rms), color=colour)
         axis.plot(depth, _drawable(t.grad_rms), "--", color=colour)
+    if min(t.grad_rms[0] or 0.0 for t in found) < LEAST_NORMAL:
+        axis.axhline(LEAST_NORMAL, color=GREY, linewidth=0.8, linestyle=":")
+        axis.text(
+            len(found[0].signals),
+            LEAST_NORMAL,
+            "least normal float32",
+            ha="right",
+            va="bottom",
+            color=GREY,
+            size=9,
+        )
     axis.plot([], [], color=GREY, label="activation")
     axis.plot([], [], "--", color=GREY, label="gradient")
     axis.set_yscale("log")
     axis.set_title("size of the signal")
     axis.set_xlabel("layer")
     axis.set_ylabel("root mean square")
-    axis.legend(loc="best")
+    axis.legend(loc="lower right")
 
 
 def _paint_similarity(axis: Axes, found: list[Trial]) -> None:
