@@ -53,7 +53,11 @@ def layouts():
     """Meshes and placements: rows, columns, a grid, rows twice, replicas of rows."""
     line, grid = init_device_mesh("cpu", (WORLD,)), init_device_mesh("cpu", (2, 2))
     yield from ((line, [Shard(0)]), (line, [Shard(1)]), (line, [Replicate()]))
-    yield from ((grid, [Shard(0), Shard(1)]), (grid, [Shard(0)] * 2), (grid, [Replicate(), Shard(0)]))
+    yield from (
+        (grid, [Shard(0), Shard(1)]),
+        (grid, [Shard(0)] * 2),
+        (grid, [Replicate(), Shard(0)]),
+    )
 
 
 def sharded(tensor, mesh, placements):
@@ -96,7 +100,11 @@ def rows_outcome(init, mesh) -> str:
     init.zeros_(parameter[:2])
     expected = torch.full((8, 6), 5.0)
     expected[:2] = 0.0
-    return "equal" if parameter.to_local().equal(sharded(expected, mesh, [Shard(0)]).to_local()) else "differs"
+    return (
+        "equal"
+        if parameter.to_local().equal(sharded(expected, mesh, [Shard(0)]).to_local())
+        else "differs"
+    )
 
 
 def attempt(run, *arguments) -> str:

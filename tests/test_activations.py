@@ -80,6 +80,9 @@ PARAMS = [
 ]
 
 
+NAMES = names()  # before any test or doctest registers more
+
+
 def as_tuple(param):
     return () if param is None else param if isinstance(param, tuple) else (param,)
 
@@ -88,11 +91,13 @@ def sample_points(nl: Nonlinearity) -> np.ndarray:
     """Both signs, all magnitudes, and 1e-9 to either side of each kink."""
     rng = np.random.default_rng(0)
     sides = [k + s * 1e-9 * max(1.0, abs(k)) for k in nl.kinks for s in (-1, 1)]
-    return np.concatenate([rng.normal(size=300) * 3, rng.normal(size=100) * 1e-4, np.linspace(-40, 40, 101), sides])
+    return np.concatenate(
+        [rng.normal(size=300) * 3, rng.normal(size=100) * 1e-4, np.linspace(-40, 40, 101), sides]
+    )
 
 
 def test_every_row_is_compared():
-    assert set(TORCH) == set(names())
+    assert set(TORCH) == set(NAMES)
 
 
 @pytest.mark.parametrize(("name", "param"), PARAMS)
@@ -131,7 +136,11 @@ def test_what_the_table_says_is_what_a_search_finds(name, param):
     for kink in found.kinks:
         assert min(abs(kink - k) for k in nl.kinks) < 2e-5
     if not nl.gated:  # there f is the gate alone
-        assert (found.homogeneous, found.odd, found.saturating) == (nl.homogeneous, nl.odd, nl.saturating)
+        assert (found.homogeneous, found.odd, found.saturating) == (
+            nl.homogeneous,
+            nl.odd,
+            nl.saturating,
+        )
     assert found.jumps == nl.jumps
 
 
@@ -145,18 +154,32 @@ CLOSED = [(n, p) for n, p in PARAMS if nonlinearity(n, p).kernel is not None]
 def test_closed_moments_are_the_integrals(name, param, q):
     nl = nonlinearity(name, param)
     size = expectation(lambda u: np.abs(nl.f(u)), q, nl.kinks)
-    assert nl.mean is None or nl.mean(q) == pytest.approx(expectation(nl.f, q, nl.kinks), abs=1e-12 * size)
-    assert nl.kernel(q, 1.0) == pytest.approx(expectation(lambda u: nl.f(u) ** 2, q, nl.kinks), rel=1e-12)
-    assert nl.slope_kernel(q, 1.0) == pytest.approx(expectation(lambda u: nl.df(u) ** 2, q, nl.kinks), rel=1e-12)
+    assert nl.mean is None or nl.mean(q) == pytest.approx(
+        expectation(nl.f, q, nl.kinks), abs=1e-12 * size
+    )
+    assert nl.kernel(q, 1.0) == pytest.approx(
+        expectation(lambda u: nl.f(u) ** 2, q, nl.kinks), rel=1e-12
+    )
+    assert nl.slope_kernel(q, 1.0) == pytest.approx(
+        expectation(lambda u: nl.df(u) ** 2, q, nl.kinks), rel=1e-12
+    )
 
 
-@pytest.mark.parametrize(("q", "c"), [(1.0, -1.0), (0.3, -0.6), (2.0, 0.0), (9.0, 0.3), (0.01, 0.95), (1.0, 0.99999)])
-@pytest.mark.parametrize(("name", "param"), [(n, p) for n, p in CLOSED if not nonlinearity(n, p).gated])
+@pytest.mark.parametrize(
+    ("q", "c"), [(1.0, -1.0), (0.3, -0.6), (2.0, 0.0), (9.0, 0.3), (0.01, 0.95), (1.0, 0.99999)]
+)
+@pytest.mark.parametrize(
+    ("name", "param"), [(n, p) for n, p in CLOSED if not nonlinearity(n, p).gated]
+)
 def test_closed_kernels_are_the_double_integrals(name, param, q, c):
     nl = nonlinearity(name, param)
     size = (nl.kernel(q, 1.0), nl.slope_kernel(q, 1.0))
-    assert nl.kernel(q, c) == pytest.approx(pair_expectation(nl.f, q, c, nl.kinks), abs=1e-11 * size[0])
-    assert nl.slope_kernel(q, c) == pytest.approx(pair_expectation(nl.df, q, c, nl.kinks), abs=1e-11 * size[1])
+    assert nl.kernel(q, c) == pytest.approx(
+        pair_expectation(nl.f, q, c, nl.kinks), abs=1e-11 * size[0]
+    )
+    assert nl.slope_kernel(q, c) == pytest.approx(
+        pair_expectation(nl.df, q, c, nl.kinks), abs=1e-11 * size[1]
+    )
 
 
 def test_a_mixture_of_slopes_is_the_mean_over_its_channels():
@@ -164,8 +187,12 @@ def test_a_mixture_of_slopes_is_the_mean_over_its_channels():
     mixture = slope_mixture("prelu", np.mean(slopes), np.mean(np.square(slopes)), ())
     rows = [nonlinearity("leaky_relu", a) for a in slopes]
     for c in (-0.5, 0.2, 1.0):
-        assert mixture.kernel(2.0, c) == pytest.approx(np.mean([r.kernel(2.0, c) for r in rows]), rel=1e-14)
-        assert mixture.slope_kernel(2.0, c) == pytest.approx(np.mean([r.slope_kernel(2.0, c) for r in rows]), rel=1e-14)
+        assert mixture.kernel(2.0, c) == pytest.approx(
+            np.mean([r.kernel(2.0, c) for r in rows]), rel=1e-14
+        )
+        assert mixture.slope_kernel(2.0, c) == pytest.approx(
+            np.mean([r.slope_kernel(2.0, c) for r in rows]), rel=1e-14
+        )
     assert mixture.mean(2.0) == pytest.approx(np.mean([r.mean(2.0) for r in rows]), rel=1e-14)
 
 
@@ -196,7 +223,9 @@ def test_softmax_and_kin_are_refused_with_the_reason(name):
 
 
 def test_an_unknown_name_is_met_with_the_closest():
-    with pytest.raises(InvalidValueError, match=r"softsign.*got 'leeky_relu'. Did you mean 'leaky_relu'\?"):
+    with pytest.raises(
+        InvalidValueError, match=r"softsign.*got 'leeky_relu'. Did you mean 'leaky_relu'\?"
+    ):
         nonlinearity("leeky_relu")
 
 
@@ -244,7 +273,9 @@ def test_register_refuses_what_is_taken_or_no_name():
     _activations.register("mine", made)
     assert nonlinearity("mine") is made
     assert names()[-1] == "mine"
-    for name in ("mine", "relu", "conv2d", "softmax"):
+    _activations.register("mine", nonlinearity("erf"))
+    assert nonlinearity("mine") is nonlinearity("erf")
+    for name in ("relu", "conv2d", "softmax"):
         with pytest.raises(InvalidValueError, match="already"):
             _activations.register(name, made)
     for name in ("", "two words", 7):

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import fanin
 from fanin import _cli, experiments
 from fanin._cli import explanations, main
 from fanin._findings import Limits
+from fanin._tables import number
 
 PYTHONPATH = str(Path(fanin.__file__).parent.parent)
 VERBS = ("plan", "init", "probe", "explain", "diff", "demo")
@@ -227,9 +229,8 @@ def test_plan_prints_a_table(run):
         out.splitlines()[0]
         == "fanin plan: scheme kaiming, 6 parameters (2442 elements), rng fanin-1"
     )
-    assert re.search(
-        r"^0\.\.2\.weight +x2 +linear +32 +0\.2946 ", out, flags=re.MULTILINE
-    )  # 5/3 / sqrt(32)
+    std = number(fanin.gain("tanh") / math.sqrt(32))
+    assert re.search(rf"^0\.\.2\.weight +x2 +linear +32 +{std} ", out, flags=re.MULTILINE)
     assert err == "talk while loading\ntalk while building\n"
 
 
@@ -598,6 +599,35 @@ def test_on_a_terminal_help_is_richs_and_fits():
     assert max(map(len, lines)) <= 80
     for name in experiments.NAMES:
         assert any(re.match(rf"[ │]*{re.escape(name)} ", line) for line in lines)
+
+
+# the documentation ---------------------------------------------------------------------------
+
+
+def test_every_command_of_the_documentation_runs_clean(run, folder):
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    (model,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (folder / "model.py").write_text(model)
+    commands = [
+        c
+        for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+        for c in block.splitlines()
+    ]
+    assert {shlex.split(c)[1] for c in commands} == set(VERBS)
+    for command in commands:
+        assert run(*shlex.split(command)[1:])[0] == 0, command
+
+
+def test_the_documentation_names_every_option_and_form():
+    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    options = {
+        o
+        for verb in _cli.cli.commands.values()
+        for p in verb.params
+        for o in p.opts
+        if o.startswith("--")
+    }
+    assert {o for o in options if o not in page} <= {"--output"}  # known as -o
 
 
 # as a user runs it ---------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden.make import PATH, cases, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,6 +33,7 @@ from fanin.distributions import (
     TruncatedNormal,
     Uniform,
 )
+from golden.make import PATH, cases, outcome
 
 INF = math.inf
 ELEMENTWISE = [
@@ -435,6 +435,19 @@ def test_empty_tensors(shape):
         except ValueError:
             continue
         assert drawn(law, shape).shape == shape
+
+
+def test_the_default_device_does_not_matter():
+    tensor = torch.empty(4, 4)
+    with torch.device("meta"):
+        for law in (Normal(1.0), Orthogonal(), BoundedNormal(0, 1, -0.3, 0.7)):
+            fill_(tensor, law, key="w", seed=3)
+            assert same(tensor, drawn_on_cpu(law))
+
+
+def drawn_on_cpu(law):
+    with torch.device("cpu"):
+        return drawn(law, (4, 4))
 
 
 # Refusals: a clear message, and nothing written

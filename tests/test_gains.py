@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import mpmath
 import numpy as np
 import pytest
 from mpmath import mp
@@ -73,36 +72,69 @@ MP = {
     "relu": (if_positive(lambda x: x, zero), if_positive(one, zero), (0,)),
     "relu6": (clip(0, 6), inside(0, 6), (0, 6)),
     "relu_squared": (if_positive(lambda x: x * x, zero), if_positive(lambda x: 2 * x, zero), (0,)),
-    "leaky_relu": (if_positive(lambda x: x, lambda x: x / 100), if_positive(one, lambda _: mp.mpf(1) / 100), (0,)),
-    "prelu": (if_positive(lambda x: x, lambda x: x / 4), if_positive(one, lambda _: mp.mpf(1) / 4), (0,)),
-    "rrelu": (if_positive(lambda x: x, lambda x: SLOPE * x), if_positive(one, lambda _: SLOPE), (0,)),
+    "leaky_relu": (
+        if_positive(lambda x: x, lambda x: x / 100),
+        if_positive(one, lambda _: mp.mpf(1) / 100),
+        (0,),
+    ),
+    "prelu": (
+        if_positive(lambda x: x, lambda x: x / 4),
+        if_positive(one, lambda _: mp.mpf(1) / 4),
+        (0,),
+    ),
+    "rrelu": (
+        if_positive(lambda x: x, lambda x: SLOPE * x),
+        if_positive(one, lambda _: SLOPE),
+        (0,),
+    ),
     "elu": (if_positive(lambda x: x, mp.expm1), if_positive(one, mp.exp), (0,)),
     "celu": (if_positive(lambda x: x, mp.expm1), if_positive(one, mp.exp), (0,)),
-    "selu": (if_positive(lambda x: S * x, lambda x: S * A * mp.expm1(x)), if_positive(lambda _: S, lambda x: S * A * mp.exp(x)), (0,)),
+    "selu": (
+        if_positive(lambda x: S * x, lambda x: S * A * mp.expm1(x)),
+        if_positive(lambda _: S, lambda x: S * A * mp.exp(x)),
+        (0,),
+    ),
     "sigmoid": (sig, dsig, ()),
-    "hardsigmoid": (lambda x: clip(0, 6)(x + 3) / 6, inside(-3, 3, lambda _: mp.mpf(1) / 6), (-3, 3)),
+    "hardsigmoid": (
+        lambda x: clip(0, 6)(x + 3) / 6,
+        inside(-3, 3, lambda _: mp.mpf(1) / 6),
+        (-3, 3),
+    ),
     "tanh": (mp.tanh, lambda x: mp.sech(x) ** 2, ()),
     "hardtanh": (clip(-1, 1), inside(-1, 1), (-1, 1)),
     "erf": (mp.erf, lambda x: 2 / mp.sqrt(mp.pi) * mp.exp(-x * x), ()),
     "sin": (mp.sin, mp.cos, ()),
     "softsign": (lambda x: x / (1 + abs(x)), lambda x: (1 + abs(x)) ** -2, (0,)),
     "tanhshrink": (lambda x: x - mp.tanh(x), lambda x: mp.tanh(x) ** 2, ()),
-    "softshrink": (lambda x: mp.sign(x) * max(abs(x) - mp.mpf(0.5), 0), lambda x: mp.mpf(abs(x) > 0.5), (-0.5, 0.5)),
+    "softshrink": (
+        lambda x: mp.sign(x) * max(abs(x) - mp.mpf(0.5), 0),
+        lambda x: mp.mpf(abs(x) > 0.5),
+        (-0.5, 0.5),
+    ),
     "hardshrink": (lambda x: x * (abs(x) > 0.5), lambda x: mp.mpf(abs(x) > 0.5), (-0.5, 0.5)),
     "logsigmoid": (lambda x: -softplus(-x), lambda x: sig(-x), ()),
     # torch drops the last log1p(exp(-20)) = 2e-9 beyond 20
-    "softplus": (lambda x: x if x > 20 else softplus(x), lambda x: mp.mpf(1) if x > 20 else sig(x), (20,)),
+    "softplus": (
+        lambda x: x if x > 20 else softplus(x),
+        lambda x: mp.mpf(1) if x > 20 else sig(x),
+        (20,),
+    ),
     "silu": (lambda x: x * sig(x), lambda x: sig(x) + x * dsig(x), ()),
     "mish": (
         lambda x: x * mp.tanh(softplus(x)),
         lambda x: mp.tanh(softplus(x)) + x * mp.sech(softplus(x)) ** 2 * sig(x),
         (),
     ),
-    "hardswish": (lambda x: x * clip(0, 6)(x + 3) / 6, lambda x: mp.mpf(x >= 3) + inside(-3, 3, lambda x: (2 * x + 3) / 6)(x), (-3, 3)),
+    "hardswish": (
+        lambda x: x * clip(0, 6)(x + 3) / 6,
+        lambda x: mp.mpf(x >= 3) + inside(-3, 3, lambda x: (2 * x + 3) / 6)(x),
+        (-3, 3),
+    ),
     "quick_gelu": (lambda x: x * sig(K * x), lambda x: sig(K * x) + K * x * dsig(K * x), ()),
     "gelu": (lambda x: x * mp.ncdf(x), lambda x: mp.ncdf(x) + x * mp.npdf(x), ()),
     "threshold": (if_positive(lambda x: x, zero), if_positive(one, zero), (0,)),
 }
+NAMES = names()  # before any test or doctest registers more
 GATES = {"glu": "sigmoid", "swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
 
 
@@ -116,11 +148,13 @@ def exact(g, q, kinks):
             points |= {s * mp.mpf(p) / scale for s in (-1, 1) for p in (1, 3, 9)}
         edges = sorted(p for p in points if abs(p) <= 13)
         size = g(scale) ** 2 or mp.mpf(1)  # mp.quad's tolerance is absolute
-        return float(size * mp.quad(lambda z: g(scale * z) ** 2 / size * mp.npdf(z), edges, maxdegree=5))
+        return float(
+            size * mp.quad(lambda z: g(scale * z) ** 2 / size * mp.npdf(z), edges, maxdegree=5)
+        )
 
 
 def test_every_row_has_an_independent_definition():
-    assert set(names()) == {*MP, *GATES}
+    assert set(NAMES) == {*MP, *GATES}
 
 
 @pytest.mark.parametrize("name", MP)
@@ -133,7 +167,9 @@ def test_moments_are_mpmaths_to_1e_12(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("q", [1e-12, 0.03, 50.0, 1e4])
-@pytest.mark.parametrize("name", [n for n in MP if n != "sin"])  # sin: its closed form, in test_activations
+@pytest.mark.parametrize(
+    "name", [n for n in MP if n != "sin"]
+)  # sin: its closed form, in test_activations
 def test_moments_are_mpmaths_at_any_variance(name, q):
     f, df, kinks = MP[name]
     _, second, slope = moments(name, q)
@@ -149,7 +185,9 @@ def test_functions_that_start_far_out_keep_their_relative_digits():
             hard, soft = moments("hardshrink", q), moments("softshrink", q)
             assert hard.slope == pytest.approx(float(2 * tail), rel=1e-10)
             assert hard.second == pytest.approx(float(2 * q * (tail + a * mp.npdf(a))), rel=1e-10)
-            assert soft.second == pytest.approx(float(2 * q * ((1 + a * a) * tail - a * mp.npdf(a))), rel=1e-10)
+            assert soft.second == pytest.approx(
+                float(2 * q * ((1 + a * a) * tail - a * mp.npdf(a))), rel=1e-10
+            )
 
 
 # the published table -------------------------------------------------------------------------
@@ -167,7 +205,7 @@ celu         1     .16052  .64495   1.24520  1.22343  1.27796  1.0359  .891
 selu         -     0       1        1.00000  .96603   1        1.0716  .783
 gelu         none  .28209  .42522   1.53353  1.48111  1.46801  1.0720  1.144
 gelu         tanh  .28204  .42519   1.53358  1.48117  1.46796  1.0720  1.144
-quick_gelu   -     .28233  .42195   1.53946  1.49146  1.47460  1.0654  1.137
+quick_gelu   -     .28233  .42195   1.53946  1.49146  1.47460  1.0654  1.136
 silu         -     .20662  .35578   1.67653  1.62332  1.55876  1.0666  1.173
 mish         -     .24040  .45234   1.48685  1.44476  1.45149  1.0591  1.076
 hardswish    -     .16622  .33157   1.73666  1.67008  1.56718  1.0813  1.224
@@ -193,7 +231,9 @@ def half_a_digit(printed: str) -> float:
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: "-".join(r[:2]))
 def test_the_published_table_to_its_last_digit(row):
     name, param, *printed = row
-    nl = nonlinearity(name, None if param == "-" else param if param in ("none", "tanh") else float(param))
+    nl = nonlinearity(
+        name, None if param == "-" else param if param in ("none", "tanh") else float(param)
+    )
     mean, second, slope = moments(nl)
     rate = _q_rate(nl, 1.0, 1.0) / second
     got = [mean, second, gain(nl), gain(nl, criterion="backward"), slope / second, rate]
@@ -204,13 +244,17 @@ def test_the_published_table_to_its_last_digit(row):
         with pytest.raises(InvalidValueError, match="never reaches 1.*forward"):
             gain(nl, criterion="fixed_point")
     else:
-        assert gain(nl, criterion="fixed_point") == pytest.approx(float(fixed), abs=half_a_digit(fixed))
+        assert gain(nl, criterion="fixed_point") == pytest.approx(
+            float(fixed), abs=half_a_digit(fixed)
+        )
 
 
 # gains ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gelu", "silu", "mish", "elu", "softplus", "tanhshrink", "swiglu", "hardshrink"])
+@pytest.mark.parametrize(
+    "name", ["gelu", "silu", "mish", "elu", "softplus", "tanhshrink", "swiglu", "hardshrink"]
+)
 def test_fixed_point_is_one(name):
     s = gain(name, criterion="fixed_point")
     assert moments(name, s * s).second == pytest.approx(1.0, rel=1e-12)
@@ -224,18 +268,26 @@ def test_the_torch_criterion(name):
 
 
 def test_the_torch_criterion_names_one_that_works():
-    with pytest.raises(InvalidValueError, match="Unsupported nonlinearity gelu.*criterion='forward'"):
+    with pytest.raises(
+        InvalidValueError, match="Unsupported nonlinearity gelu.*criterion='forward'"
+    ):
         gain("gelu", criterion="torch")
     assert gain(nonlinearity("leaky_relu", 0.2), criterion="torch") == torch_gain("leaky_relu", 0.2)
 
 
 def test_gains_that_do_not_exist():
-    with pytest.raises(InvalidValueError, match="criterion must be one of forward.*Did you mean 'backward'"):
+    with pytest.raises(
+        InvalidValueError, match="criterion must be one of forward.*Did you mean 'backward'"
+    ):
         gain("relu", criterion="backwards")
-    constant = replace(nonlinearity("tanh"), name="one", f=np.ones_like, df=np.zeros_like, odd=False, fixed=False)
+    constant = replace(
+        nonlinearity("tanh"), name="one", f=np.ones_like, df=np.zeros_like, odd=False, fixed=False
+    )
     with pytest.raises(InvalidValueError, match="no gradient passes"):
         gain(constant, criterion="backward")
-    assert gain(constant) == gain(constant, criterion="fixed_point") == pytest.approx(1.0, rel=1e-14)
+    assert (
+        gain(constant) == gain(constant, criterion="fixed_point") == pytest.approx(1.0, rel=1e-14)
+    )
     half = replace(constant, f=lambda x: np.full_like(x, 2.0))
     with pytest.raises(InvalidValueError, match="as s goes to 0"):
         gain(half, criterion="fixed_point")
@@ -243,7 +295,7 @@ def test_gains_that_do_not_exist():
         gain("threshold", (90.0, 0.0))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("criterion", CRITERIA[:2])
 def test_gains_are_positive_and_remembered(name, criterion):
     first = gain(name, criterion=criterion)
@@ -271,7 +323,7 @@ def test_dropout_divides_second_moments_and_keeps_the_mean():
     assert c_map(dropped, 1.0, 2.0) == pytest.approx(0.8, rel=1e-15)  # two masks differ
 
 
-@pytest.mark.parametrize("q", [0.0, -1.0, math.nan, math.inf, "1"])
+@pytest.mark.parametrize("q", [0.0, -1.0, math.nan, math.inf, "one"])
 def test_a_variance_is_positive(q):
     with pytest.raises(InvalidValueError, match="q must be a finite number > 0"):
         moments("tanh", q)
@@ -285,13 +337,23 @@ def test_relu_correlations_climb_as_published():
     for layer in range(1, 3001):
         c = c_map("relu", c, 2.0)
         seen[layer] = c
-    for layer, digits in ((1, ".318"), (2, ".494"), (5, ".736"), (10, ".872"), (50, ".988"), (100, ".9964")):
+    for layer, digits in (
+        (1, ".318"),
+        (2, ".494"),
+        (5, ".736"),
+        (10, ".872"),
+        (50, ".988"),
+        (100, ".9964"),
+    ):
         assert seen[layer] == pytest.approx(float(digits), abs=half_a_digit(digits))
     # 1 - c -> (9 pi^2 / 2) / l^2, with a correction of order ln(l) / l
     assert (1 - seen[3000]) * 3000**2 == pytest.approx(4.5 * math.pi**2, rel=0.02)
 
 
-@pytest.mark.parametrize(("name", "c"), [("tanh", -0.4), ("silu", 0.3), ("hardtanh", 0.9), ("swiglu", 0.5), ("hardshrink", 0.7)])
+@pytest.mark.parametrize(
+    ("name", "c"),
+    [("tanh", -0.4), ("silu", 0.3), ("hardtanh", 0.9), ("swiglu", 0.5), ("hardshrink", 0.7)],
+)
 def test_c_map_by_simulation(name, c):
     n, q, sigma_w2, sigma_b2 = 400_000, 1.3, 1.7, 0.2
     z = np.random.default_rng(1).normal(size=(4, n)) * math.sqrt(q)
@@ -299,13 +361,17 @@ def test_c_map_by_simulation(name, c):
     nl = nonlinearity(name)
     x, y = ((p[1] * nl.f(p[0]) if nl.gated else nl.f(p[0])) for p in (z, other))
     norm = q_map(name, q, sigma_w2, sigma_b2)
-    assert norm == pytest.approx(sigma_w2 * np.mean(x * x) + sigma_b2, abs=4.5 * sigma_w2 * np.std(x * x) / math.sqrt(n))
+    assert norm == pytest.approx(
+        sigma_w2 * np.mean(x * x) + sigma_b2, abs=4.5 * sigma_w2 * np.std(x * x) / math.sqrt(n)
+    )
     got = c_map(name, c, sigma_w2, sigma_b2, q=q)
     error = 4.5 * sigma_w2 * np.std(x * y) / math.sqrt(n) / norm
     assert got == pytest.approx((sigma_w2 * np.mean(x * y) + sigma_b2) / norm, abs=error)
 
 
-@pytest.mark.parametrize("bad", [{"sigma_w2": 0.0}, {"sigma_w2": -1.0}, {"sigma_b2": -1e-9}, {"c": 1.5}, {"q": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"sigma_w2": 0.0}, {"sigma_w2": -1.0}, {"sigma_b2": -1e-9}, {"c": 1.5}, {"q": 0.0}]
+)
 def test_maps_check_what_they_are_given(bad):
     given = {"c": 0.5, "sigma_w2": 1.0, "sigma_b2": 0.0, "q": 1.0, **bad}
     with pytest.raises(InvalidValueError, match=next(iter(bad))):
@@ -322,8 +388,8 @@ def after(name: str, layers: int, g: float) -> float:
 def test_a_rounded_gain_does_not_hold_gelu_nor_silu():
     # the forward gain's fixed point repels: slope 1.144 and 1.173 a layer
     assert after("gelu", 60, gain("gelu")) == pytest.approx(1.0, abs=1e-9)
-    assert after("gelu", 100, gain("gelu") - 1e-5) == pytest.approx(0.02, rel=0.1)
-    assert after("silu", 100, gain("silu") - 1e-5) == pytest.approx(2e-5, rel=0.3)
+    assert after("gelu", 100, round(gain("gelu"), 5)) == pytest.approx(0.02, rel=0.03)
+    assert after("silu", 100, round(gain("silu"), 5)) == pytest.approx(2e-5, rel=0.06)
     assert after("tanh", 200, gain("tanh") - 1e-2) == pytest.approx(0.976, abs=2e-3)
 
 
@@ -346,7 +412,9 @@ def test_published_edges(name):
         assert value == pytest.approx(float(digits), abs=half_a_digit(digits))
 
 
-@pytest.mark.parametrize(("sigma_b2", "sigma_w2"), [(2.01e-5, "1.05000"), (0.05, "1.76095"), (0.2, "2.28515")])
+@pytest.mark.parametrize(
+    ("sigma_b2", "sigma_w2"), [(2.01e-5, "1.05000"), (0.05, "1.76095"), (0.2, "2.28515")]
+)
 def test_tanh_edges_of_xiao_and_schoenholz(sigma_b2, sigma_w2):
     got = edge_of_chaos("tanh", sigma_b2=sigma_b2)
     # Xiao et al. give 1.05 and 2.01e-5, rounded
@@ -354,7 +422,22 @@ def test_tanh_edges_of_xiao_and_schoenholz(sigma_b2, sigma_w2):
 
 
 @pytest.mark.parametrize("q", [1e-6, 0.026, 1.0, 30.0])
-@pytest.mark.parametrize("name", ["tanh", "erf", "gelu", "silu", "elu", "relu", "leaky_relu", "linear", "softsign", "swiglu", "relu_squared"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tanh",
+        "erf",
+        "gelu",
+        "silu",
+        "elu",
+        "relu",
+        "leaky_relu",
+        "linear",
+        "softsign",
+        "swiglu",
+        "relu_squared",
+    ],
+)
 def test_an_edge_is_a_fixed_point_where_gradients_keep_their_size(name, q):
     sigma_w2, sigma_b2 = edge_of_chaos(name, q=q)
     assert sigma_b2 >= 0
@@ -399,7 +482,14 @@ def test_edges_that_do_not_exist_say_why():
 
 @pytest.mark.parametrize(
     ("name", "rate"),
-    [("gelu", "1.067"), ("silu", "1.099"), ("mish", "1.016"), ("elu", ".860"), ("selu", ".730"), ("tanh", ".391")],
+    [
+        ("gelu", "1.067"),
+        ("silu", "1.099"),
+        ("mish", "1.016"),
+        ("elu", ".860"),
+        ("selu", ".730"),
+        ("tanh", ".391"),
+    ],
 )
 def test_published_growth_of_a_variance_error_on_the_edge(name, rate):
     got = math.exp(-1 / depth_scales(name, *edge_of_chaos(name)).xi_q)
@@ -412,7 +502,13 @@ def test_published_growth_of_a_variance_error_on_the_edge(name, rate):
 @pytest.mark.parametrize(
     ("name", "c_star", "xi_c"),
     [("gelu", ".760", 14), ("silu", ".659", 15), ("mish", ".712", 17), ("elu", ".598", 33)]
-    + [("tanh", "0", 14), ("selu", "0", 34), ("hardtanh", "0", 10), ("sigmoid", "1", None), ("softplus", "1", None)],
+    + [
+        ("tanh", "0", 14),
+        ("selu", "0", 34),
+        ("hardtanh", "0", 10),
+        ("sigmoid", "1", None),
+        ("softplus", "1", None),
+    ],
 )
 def test_published_correlations_under_the_forward_gain(name, c_star, xi_c):
     scales = depth_scales(name, gain(name) ** 2, 0.0)
@@ -433,7 +529,9 @@ def test_critical_relu_remembers_for_ever():
 
 def test_subcritical_and_supercritical_relu():
     low = depth_scales("relu", 1.5, 0.1)
-    assert low == pytest.approx((0.4, 1.0, 0.75, -1 / math.log(0.75), -1 / math.log(0.75)), rel=1e-13)
+    assert low == pytest.approx(
+        (0.4, 1.0, 0.75, -1 / math.log(0.75), -1 / math.log(0.75)), rel=1e-13
+    )
     high = depth_scales("relu", 3.0, 0.1)
     assert high == pytest.approx((math.inf, 1.0, 1.5, -1 / math.log(1.5), math.inf), rel=1e-13)
     assert depth_scales("relu", 2.0, 0.1).q == math.inf
@@ -447,7 +545,9 @@ def test_a_vanishing_signal_sees_the_slope_at_zero(name, slopes):
 
 
 def test_an_exploding_signal_sees_the_slopes_at_infinity():
-    assert depth_scales("elu", 2.5, 0.1) == pytest.approx((math.inf, 1.0, 1.25, -1 / math.log(1.25), math.inf), rel=1e-12)
+    assert depth_scales("elu", 2.5, 0.1) == pytest.approx(
+        (math.inf, 1.0, 1.25, -1 / math.log(1.25), math.inf), rel=1e-12
+    )
 
 
 def test_published_rest_points_of_torchs_gains():
@@ -458,8 +558,20 @@ def test_published_rest_points_of_torchs_gains():
     assert selu.chi == pytest.approx(1.0037, abs=0.00005)
 
 
-CASES = [("tanh", 1.3, 0.05), ("tanh", 3.0, 0.2), ("elu", 1.2, 0.1), ("erf", 2.5, 0.1), ("gelu", 1.7, 0.3)]
-CASES += [("silu", 2.0, 0.5), ("hardtanh", 2.0, 0.1), ("swiglu", 0.5, 0.3), ("hardshrink", 0.8, 0.1), ("sin", 2.0, 0.3)]
+CASES = [
+    ("tanh", 1.3, 0.05),
+    ("tanh", 3.0, 0.2),
+    ("elu", 1.2, 0.1),
+    ("erf", 2.5, 0.1),
+    ("gelu", 1.7, 0.3),
+]
+CASES += [
+    ("silu", 1.5, 0.5),
+    ("hardtanh", 2.0, 0.1),
+    ("swiglu", 0.5, 0.3),
+    ("hardshrink", 0.8, 0.1),
+    ("sin", 2.0, 0.3),
+]
 
 
 @pytest.mark.parametrize(("name", "sigma_w2", "sigma_b2"), CASES)
@@ -471,7 +583,9 @@ def test_depth_scales_are_what_iterating_the_maps_shows(name, sigma_w2, sigma_b2
     assert q == pytest.approx(scales.q, rel=1e-9)
     # one layer shrinks a small deviation by exp(-1/xi): difference quotients of order 1e-5
     h = 1e-5 * q
-    rate = (q_map(name, q + h, sigma_w2, sigma_b2) - q_map(name, q - h, sigma_w2, sigma_b2)) / (2 * h)
+    rate = (q_map(name, q + h, sigma_w2, sigma_b2) - q_map(name, q - h, sigma_w2, sigma_b2)) / (
+        2 * h
+    )
     assert math.exp(-1 / scales.xi_q) == pytest.approx(rate, rel=1e-5)
     c = 0.7
     for _ in range(120):

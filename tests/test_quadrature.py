@@ -47,7 +47,9 @@ def tail_square(a: float) -> float:
 
 @pytest.mark.parametrize("kink", [-3.0, 0.0, 0.1, 2.5, 8.0, 20.0, 35.0])
 def test_kinks_even_deep_in_the_tail(kink):
-    assert expectation(lambda u: relu(u - kink) ** 2, 1.0, (kink,)) == pytest.approx(tail_square(kink), rel=1e-11)
+    assert expectation(lambda u: relu(u - kink) ** 2, 1.0, (kink,)) == pytest.approx(
+        tail_square(kink), rel=1e-11
+    )
     q = 1e-4
     scaled = expectation(lambda u: relu(u - kink * 1e-2) ** 2, q, (kink * 1e-2,))
     assert scaled == pytest.approx(q * tail_square(kink), rel=1e-11)
@@ -81,7 +83,9 @@ def test_exponential_growth_is_followed_to_where_the_weight_wins():
     assert expectation(lambda u: np.exp(3 * u)) == pytest.approx(math.exp(4.5), rel=1e-13)
 
 
-@pytest.mark.parametrize("g", [lambda u: np.exp(u * u), lambda u: np.sqrt(u), lambda u: np.full_like(u, np.nan)])
+@pytest.mark.parametrize(
+    "g", [lambda u: np.exp(u * u), lambda u: np.sqrt(u), lambda u: np.full_like(u, np.nan)]
+)
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_no_finite_expectation_is_an_error(g):
     with pytest.raises(InvalidValueError, match="no finite expectation"):
@@ -122,7 +126,9 @@ def hermite_pair(f, c: float, terms: int = 120) -> float:
 
 
 @pytest.mark.parametrize("c", [-0.7, -0.2, 0.05, 0.4, 0.8])
-@pytest.mark.parametrize("f", [np.tanh, lambda x: x / (1 + np.exp(-x)), lambda x: np.log1p(np.exp(x))])
+@pytest.mark.parametrize(
+    "f", [np.tanh, lambda x: x / (1 + np.exp(-x)), lambda x: np.log1p(np.exp(x))]
+)
 def test_smooth_pairs_match_the_hermite_series(f, c):
     # the series' own error: hermegauss(200) resolves tanh's poles at pi/2 to about 1e-9
     assert pair_expectation(f, 1.0, c) == pytest.approx(hermite_pair(f, c), rel=1e-8)
@@ -156,7 +162,9 @@ def test_jumps_are_found_to_the_last_digit():
 
 
 def test_bends_are_found():
-    np.testing.assert_allclose(bends(lambda x: np.abs(x + 1.234567) + relu(x - 4)), [-1.234567, 4.0], atol=2e-5)
+    np.testing.assert_allclose(
+        bends(lambda x: np.abs(x + 1.234567) + relu(x - 4)), [-1.234567, 4.0], atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("g", [np.tanh, np.sin, lambda x: x**3, lambda x: np.exp(-x * x)])

@@ -37,6 +37,7 @@ LAYOUTS = [
     ((8, 6), (2, 2), [R(), S(-1)]),
     ((6, 4, 3), (2, 3), [S(0), S(2)]),
     ((8, 6), (2, 2), [_StridedShard(0, split_factor=2), S(0)]),
+    ((6, 4), (2,), [_StridedShard(0, split_factor=3)]),
 ]
 
 
@@ -123,12 +124,26 @@ def test_parameters_that_require_grad_stay_leaves():
         assert torch.equal(weight.to_local(), fill_(torch.empty(6, 4), Normal(1.0), key="w")[3:])
 
 
-def test_partial_is_refused():
+@pytest.mark.parametrize("shape", [(4, 4), ()])
+def test_partial_is_refused(shape):
     with rank_of(0, (2,)) as mesh:
-        tensor = DTensor.from_local(torch.ones(4, 4), mesh, [Partial()])
+        tensor = DTensor.from_local(torch.ones(shape), mesh, [Partial()])
         with pytest.raises(ModelError, match="Partial tensor holds summands"):
             fill_(tensor, Normal(1.0), key="w")
-        assert torch.equal(tensor.to_local(), torch.ones(4, 4))
+        assert torch.equal(tensor.to_local(), torch.ones(shape))
+
+
+def test_a_split_that_torch_cannot_make_is_refused(monkeypatch):
+    """Some versions of torch assert on uneven strided shards."""
+
+    def refuses(*_, **__):
+        raise AssertionError
+
+    with rank_of(0, (2,)) as mesh:
+        tensor = place(torch.ones(8, 4), mesh, [S(0)])
+        monkeypatch.setattr("torch.distributed.tensor.distribute_tensor", refuses)
+        with pytest.raises(ModelError, match="cannot split dim 0 of length 8"):
+            index_of(tensor)
 
 
 def test_a_local_piece_of_the_wrong_shape_is_refused():

@@ -82,7 +82,7 @@ def test_a_table_too_wide_goes_on_below_and_names_its_rows_again():
 
 def test_a_call_breaks_before_its_parenthesis():
     row = ("w", "1234567890", "TruncatedNormal(0.004083, 3)")
-    assert table(("n", "f", "distribution"), [row], width=30, kinds="nrc").splitlines()[1:] == [
+    assert table(("n", "f", "distribution"), [row], width=34, kinds="nrc").splitlines()[1:] == [
         "w  1234567890  TruncatedNormal",
         "               (0.004083, 3)",
     ]

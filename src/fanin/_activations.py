@@ -5,8 +5,8 @@ forms are functions of the variance q of the pre-activation u ~ N(0, q): ``mean`
 ``kernel`` is E f(u) f(v) and ``slope_kernel`` is E f'(u) f'(v) at correlation c; at c = 1 they
 are the second moments of f and f'. Where a closed form is missing, quadrature takes its place.
 
-Sources: arc-cosine kernels (ReLU and its square): Cho & Saul 2009 eq. 3-6. erf: Williams 1997
-eq. 11. GELU: Hendrycks & Gimpel 2016; its kernel: Tsuchida et al. 2021, here from Stein's lemma.
+Sources: arc-cosine kernels (ReLU and its square): Cho & Saul 2009, n = 1 and 2. erf: Williams
+1997. GELU: Hendrycks & Gimpel 2016; its kernel: Tsuchida et al. 2021, here from Stein's lemma.
 """
 
 from __future__ import annotations
@@ -485,17 +485,19 @@ def names() -> tuple[str, ...]:
 
 
 def register(name: str, nl: Nonlinearity) -> None:
-    """Make ``nl`` known as ``name``.
+    """Make ``nl`` known as ``name``, in place of an earlier registration of that name.
 
     Raises:
-        InvalidValueError: not a name, or one that is taken.
+        InvalidValueError: not a name, or one of the table's own.
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise InvalidValueError(
             f"a nonlinearity's name must be an identifier such as 'snake'; got {name!r}."
         )
-    if name in (*names(), *ALIASES, *NOT_ELEMENTWISE):
-        raise InvalidValueError(f"{name!r} is already a nonlinearity; choose another name.")
+    if name in (*_PLAIN, *_BUILDERS, *ALIASES, *NOT_ELEMENTWISE):
+        raise InvalidValueError(
+            f"{name!r} is already a nonlinearity of torch; choose another name."
+        )
     _USER[name] = nl
 
 
@@ -525,13 +527,12 @@ def nonlinearity(name: str, param: object = None) -> Nonlinearity:
     if name not in ALIASES:
         one_of("nonlinearity", name, names())
     name = ALIASES.get(name, name)
-    return _build(name, _arguments(name, param))
+    arguments = _arguments(name, param)
+    return _USER[name] if name in _USER else _build(name, arguments)
 
 
 @lru_cache(maxsize=256)
 def _build(name: str, arguments: tuple[Parameter, ...]) -> Nonlinearity:
-    if name in _USER:
-        return _USER[name]
     row = _PLAIN[name] if name in _PLAIN else _BUILDERS[name][0](*arguments)
     return replace(row, fixed=True)
 

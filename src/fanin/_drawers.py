@@ -292,7 +292,7 @@ def inward(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
 
 def _ceiling(x: float, dtype: torch.dtype) -> float:
     """The least number of ``dtype`` that is >= x, by its bits: sign and magnitude."""
-    nearest = torch.tensor(x, dtype=torch.float64).to(dtype)
+    nearest = torch.tensor(x, dtype=torch.float64, device="cpu").to(dtype)
     value = float(nearest)
     if value >= x:
         return value

@@ -7,8 +7,9 @@ Pre-activations are u ~ N(0, q), those of a second input v, with correlation c. 
 
 and multiplies a gradient's second moment by chi = sigma_w2 E f'(u)^2 (where fan_in = fan_out).
 
-Sources: Poole et al. 2016 eq. 3-6 (the maps), Schoenholz et al. 2017 eq. 7-10 (depth scales, edge
-of chaos) and section 5 (dropout), He et al. 2015 eq. 7-14 (forward and backward gain).
+Sources: He et al. 2015 eq. 10 and 14 (forward and backward gain), Poole et al. 2016,
+arXiv 1606.05340 (the maps), Schoenholz et al. 2017, arXiv 1611.01232 (edge of chaos, depth scales,
+dropout).
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ def _fixed_point(nl: Nonlinearity) -> float:
 
 
 def q_map(nl: Nonlinearity | str, q: float, sigma_w2: float, sigma_b2: float = 0.0) -> float:
-    """V(q) = sigma_w2 E f(u)^2 + sigma_b2 (Poole et al. 2016, eq. 3).
+    """V(q) = sigma_w2 E f(u)^2 + sigma_b2 (Poole et al. 2016).
 
     Args:
         nl: a nonlinearity or its name.
@@ -212,7 +213,7 @@ def q_map(nl: Nonlinearity | str, q: float, sigma_w2: float, sigma_b2: float = 0
 def c_map(
     nl: Nonlinearity | str, c: float, sigma_w2: float, sigma_b2: float = 0.0, *, q: float = 1.0
 ) -> float:
-    """C(c): the correlation of two inputs after a layer (Poole et al. 2016, eq. 5).
+    """C(c): the correlation of two inputs after a layer (Poole et al. 2016).
 
     Args:
         nl: a nonlinearity or its name.
@@ -285,7 +286,7 @@ def edge_of_chaos(
         why = (
             "it jumps, so C'(1) is infinite"
             if nl.jumps
-            else "dropout keeps C(1) below 1 (Schoenholz et al. 2017, section 5)"
+            else "dropout keeps C(1) below 1 (Schoenholz et al. 2017)"
         )
         raise InvalidValueError(f"{nl} has no edge of chaos: {why}.")
     if sigma_b2 is not None:
@@ -424,7 +425,9 @@ def _c_star(nl: Nonlinearity, sigma_w2: float, sigma_b2: float, q: float) -> flo
     if excess(0.0) < 1e-15:
         return 0.0
     below, gap = 0.0, 0.5
-    while gap * (rate - 1) > 10 * CRITICAL and gap > 1e-15:  # else C(1 - gap) cannot be told from 1 - gap
+    while (
+        gap * (rate - 1) > 10 * CRITICAL and gap > 1e-15
+    ):  # else C(1 - gap) cannot be told from 1 - gap
         if excess(1 - gap) < 0:
             return root(excess, below, 1 - gap)
         below, gap = 1 - gap, gap / 2

@@ -38,6 +38,10 @@ class InitDtypeError(InvalidValueError, NotImplementedError):
     """A dtype without random numbers: a ValueError here, where torch raises NotImplementedError."""
 
 
+class InitLazyError(ModelError, ValueError):
+    """A parameter without a shape: a RuntimeError here, where torch raises that or ValueError."""
+
+
 def check(draw: Draw, dtype: torch.dtype) -> None:
     """Raise what `put` would raise for a tensor of this dtype, before anything is written.
 

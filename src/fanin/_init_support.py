@@ -23,7 +23,7 @@ from ._apply import _check_parametrization, _write_through
 from ._errors import InvalidValueError, ModelError, UncoveredParameterError, closest
 from ._facts import PartInfo
 from ._fans import Fan
-from ._init_op import Draw, check, put, seed_for
+from ._init_op import Draw, InitLazyError, check, put, seed_for
 from ._layouts import Spec, specs_of, tensor_of
 from ._nonlinearity import gain
 from ._roles import Slot, slots_of
@@ -61,7 +61,10 @@ def overridable(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         target = args[0] if args else kwargs.get("tensor")
-        if not isinstance(target, Tensor) or not has_torch_function_variadic(target):
+        # A lazy parameter would answer for itself, without saying what to do.
+        if not isinstance(target, Tensor) or isinstance(target, UninitializedTensorMixin):
+            return function(*args, **kwargs)
+        if not has_torch_function_variadic(target):
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -126,7 +129,7 @@ def _check_lasting(tensor: object) -> None:
             f"expected a torch.Tensor to fill in place, or the nn.Module that owns it; got {tensor!r}."
         )
     if isinstance(tensor, UninitializedTensorMixin):
-        raise ModelError(
+        raise InitLazyError(
             "this parameter is lazy and has no shape yet. Run the model once on an example batch "
             "first, then initialise it."
         )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ._measure import BOUNDED, KILLERS, Sums, backward_sums, forward_sums
+from ._measure import BOUNDED, KILLERS, Bench, Sums, Wanted
 from ._record import INPUT, Op
 from ._report import Layer, Signal
 
@@ -53,9 +53,6 @@ class Seen:
         return self.shape[self.units] if self.shape else 1
 
 
-Reduced = tuple[Tensor, int]  # sums on their device, and over how many elements
-
-
 class Meter:
     """Takes ops from a `Recorder`; its hooks take their gradients during the backward pass."""
 
@@ -63,8 +60,9 @@ class Meter:
         self.seen: list[Seen] = []
         self.outputs: dict[str, int] = {}
         self.dtypes: dict[torch.dtype, None] = {}
-        self._forward: list[Reduced] = []
-        self._grads: dict[int, Reduced] = {}
+        self._bench = Bench()
+        self._forward: list[Sums | None] = []
+        self._grads: dict[int, Sums] = {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,14 +71,16 @@ class Meter:
 
     def on_op(self, op: Op) -> None:
         """Measure one op's output now, and its gradient when it comes."""
-        shape = tuple(op.value.shape)
         weighted = bool(op.params) and (op.op in _WEIGHTS or op.op.startswith("conv"))
-        seen = Seen(op.op, op.module, shape, self._units(op), op.sources, weighted)
-        self.seen.append(seen)
+        units = self._units(op)
+        self.seen.append(Seen(op.op, op.module, tuple(op.value.shape), units, op.sources, weighted))
         self.dtypes[op.output.dtype] = None
         # Neither the recorder nor `preserved` need see the ops that measure.
-        with torch._C._DisableTorchDispatch(), torch.no_grad():  # noqa: SLF001 - all modes at once
-            self._forward.append(_measured(op, seen.units))
+        with torch._C._DisableTorchDispatch():  # noqa: SLF001 - both modes at once
+            wanted = self._wanted(op, units)
+            self._forward.append(
+                self._bench.forward(op.value, wanted) if op.value.numel() else None
+            )
         if op.output.requires_grad:
             op.output.register_hook(self._hook(op.index))
 
@@ -88,11 +88,15 @@ class Meter:
         """A module returned what op ``index`` made."""
         self.outputs[name] = index
 
+    def alone(self, value: Tensor) -> Signal:
+        """Rms, mean and correlation of a tensor that no op made."""
+        return _figures([self._bench.forward(value, Wanted())])[0].signal
+
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def hook(grad: Tensor) -> None:
             if grad.layout is torch.strided and grad.numel():
-                with torch._C._DisableTorchDispatch(), torch.no_grad():  # noqa: SLF001
-                    self._grads[index] = backward_sums(grad)
+                with torch._C._DisableTorchDispatch():  # noqa: SLF001
+                    self._grads[index] = self._bench.backward(grad)
 
         return hook
 
@@ -108,6 +112,30 @@ class Meter:
             return source.units
         return 1 if op.value.ndim > 3 else last
 
+    def _wanted(self, op: Op, units: int) -> Wanted:
+        by_bool = op.op == "mul" and any(getattr(a, "dtype", None) is torch.bool for a in op.args)
+        # Attention adds its mask, -inf where nothing is to be seen, to the scores.
+        added = op.op == "add" and len(op.sources) == 1 and not op.params
+        return Wanted(
+            op.op,
+            units,
+            range=_range(op),
+            dead=by_bool or op.op in KILLERS,
+            masked=added or op.op in _MASKS or op.aten == "baddbmm",
+            kurtosis=self._acts(self.seen[-1]),
+        )
+
+    def _acts(self, seen: Seen) -> bool:
+        """Whether the op is applied to the output of one layer with weights."""
+        source = self.seen[seen.sources[0]] if seen.sources[0] != INPUT else None
+        return (
+            source is not None
+            and len(seen.sources) == 1
+            and source.weighted
+            and not seen.weighted
+            and source.shape == seen.shape
+        )
+
     # afterwards ------------------------------------------------------------------------------
 
     def layers(self, scale: float) -> tuple[tuple[Layer, ...], int]:
@@ -116,15 +144,8 @@ class Meter:
         Args:
             scale: the gradient was multiplied by it.
         """
-        forward = [
-            _Forward(Sums(*v), n)
-            for v, (_, n) in zip(_fetched(v for v, _ in self._forward), self._forward, strict=True)
-        ]
-        fetched = _fetched(v for v, _ in self._grads.values())
-        grads = {
-            i: largest * math.sqrt(squares / n)
-            for (i, (_, n)), (squares, largest) in zip(self._grads.items(), fetched, strict=True)
-        }
+        forward = _figures(self._forward)
+        grads = {i: f.rms for i, f in zip(self._grads, _figures(self._grads.values()), strict=True)}
         bars = error_bars(self.seen, [f.cosine for f in forward], [f.kurtosis for f in forward])
         layers = tuple(
             Layer(
@@ -143,94 +164,85 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class _Forward:
-    """One op's sums as numbers, over ``n`` elements."""
+class _Figures:
+    """The sums of one tensor as numbers; all NaN for an empty one."""
 
-    sums: Sums
-    n: int
+    n: float = 1.0
+    squares: float = math.nan
+    total: float = math.nan
+    cosines: float = math.nan
+    samples: float = 0.0
+    scale: float = 1.0
+    dead: float | None = None
+    saturated: float | None = None
+    masked: float = 0.0
+    kurtosis: float | None = None
 
     @property
     def count(self) -> float:
         """Elements that no mask took out."""
-        return max(1.0, self.n - self.sums.masked)
+        return max(1.0, self.n - self.masked)
 
     @property
     def rms(self) -> float:
         """sqrt(mean x^2)."""
-        return self.sums.scale * math.sqrt(self.sums.squares / self.count)
+        return self.scale * math.sqrt(self.squares / self.count)
 
     @property
     def cosine(self) -> float | None:
         """Mean over a != b of x_a . x_b / (|x_a| |x_b|) = (|sum_a x_a/|x_a||^2 - B) / (B (B - 1))."""
-        b = self.sums.samples
-        if b < 2 or math.isnan(self.sums.cosines):
+        if math.isnan(self.cosines) or math.isnan(self.samples) or round(self.samples) < 2:
             return None
-        return min(1.0, max(-1.0, (self.sums.cosines - b) / (b * (b - 1))))
-
-    @property
-    def kurtosis(self) -> float:
-        """E x^4 / (E x^2)^2."""
-        return self.sums.fourths * self.count / self.sums.squares**2 if self.sums.squares else 0.0
+        b = round(self.samples)
+        return min(1.0, max(-1.0, (self.cosines - b) / (b * (b - 1))))
 
     @property
     def signal(self) -> Signal:
         """Without gradient and error bar."""
         return Signal(
             act_rms=self.rms,
-            act_mean=self.sums.scale * self.sums.total / self.count,
+            act_mean=self.scale * self.total / self.count,
             correlation=self.cosine,
-            dead=_known(self.sums.dead),
-            saturated=_known(self.sums.saturated),
+            dead=self.dead,
+            saturated=self.saturated,
         )
 
 
-def measured_alone(value: Tensor) -> Signal:
-    """Rms, mean and correlation of one tensor that no op made."""
-    with torch.no_grad():
-        vector, n = forward_sums(value, "", max(value.ndim - 1, 0), None, kills=False)
-    return _Forward(Sums(*vector.tolist()), n).signal
+def _figures(sums: Iterable[Sums | None]) -> list[_Figures]:
+    """All sums as numbers, with one transfer per device and kind."""
+    known = dict(enumerate(sums))
+    found = {i: s for i, s in known.items() if s is not None}
+    names = ("squares", "total", "cosines", "samples")
+    figures: dict[int, dict[str, float]] = {
+        i: dict(zip(names, row, strict=False))
+        for i, row in zip(found, _fetched([s.always for s in found.values()]), strict=True)
+    }
+    extra = [(i, name, value) for i, s in found.items() for name, value in s.extra.items()]
+    numbers = _fetched([value.double().view(1) for _, _, value in extra])
+    for (i, name, _), (number,) in zip(extra, numbers, strict=True):
+        figures[i][name] = number
+    return [_Figures(n=s.n, **figures[i]) if s else _Figures() for i, s in known.items()]
 
 
-def _measured(op: Op, units: int) -> Reduced:
-    if not op.value.numel():
-        return torch.full((len(Sums._fields),), math.nan, dtype=torch.float64), 1
-    by_bool = op.op == "mul" and any(getattr(a, "dtype", None) is torch.bool for a in op.args)
-    # Attention adds its mask, -inf where nothing is to be seen, to the scores.
-    added = op.op == "add" and len(op.sources) == 1 and not op.params
-    return forward_sums(
-        op.value,
-        op.op,
-        units,
-        _limits(op),
-        kills=by_bool or op.op in KILLERS,
-        masks=added or op.op in _MASKS or op.aten == "baddbmm",
-    )
+def _fetched(vectors: list[Tensor]) -> list[list[float]]:
+    """Vectors of one length as numbers."""
+    places: dict[torch.device, list[int]] = defaultdict(list)
+    for i, vector in enumerate(vectors):
+        places[vector.device].append(i)
+    numbers: list[list[float]] = [[]] * len(vectors)
+    for indices in places.values():
+        rows = torch.stack([vectors[i] for i in indices]).tolist()
+        for i, row in zip(indices, rows, strict=True):
+            numbers[i] = row
+    return numbers
 
 
-def _limits(op: Op) -> tuple[float, float] | None:
+def _range(op: Op) -> tuple[float, float] | None:
     """Range of the function, if it is bounded."""
     if op.op == "hardtanh":
-        low, high = (
-            (*op.args[1:3], *op.kwargs.values(), -1.0, 1.0)[:2] if op.args[1:] else (-1.0, 1.0)
-        )
+        low, high = op.args[1:3] if len(op.args) > 2 else (-1.0, 1.0)
         return float(low), float(high)
     return BOUNDED.get(op.op)
-
-
-def _fetched(vectors: Iterable[Tensor]) -> list[list[float]]:
-    """All vectors as numbers, with one transfer per device."""
-    places: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
-    for i, vector in enumerate(vectors):
-        places[vector.device].append((i, vector))
-    numbers: dict[int, list[float]] = {}
-    for found in places.values():
-        rows = torch.stack([v for _, v in found]).tolist()
-        numbers |= dict(zip((i for i, _ in found), rows, strict=True))
-    return [numbers[i] for i in range(len(numbers))]
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _lost(rms: Iterable[float], dtype: torch.dtype) -> int:
@@ -247,14 +259,14 @@ def _lost(rms: Iterable[float], dtype: torch.dtype) -> int:
 
 
 def error_bars(
-    seen: list[Seen], cosines: list[float | None], kurtosis: list[float]
+    seen: list[Seen], cosines: list[float | None], kurtosis: list[float | None]
 ) -> list[float | None]:
     """Relative standard error of each rms over draws of the weights: half of that of the mean square.
 
     Args:
         seen: the ops, in execution order.
         cosines: mean cosine between samples, per op.
-        kurtosis: E x^4 / (E x^2)^2, per op.
+        kurtosis: E x^4 / (E x^2)^2 of a function applied to a layer with weights; else None.
 
     Returns:
         None from where products of signals make the law fail, until a norm resets it.
@@ -268,7 +280,7 @@ def error_bars(
         samples = op.shape[0] if op.shape else 1
         cosine = cosines[i]
         shared = 1 / samples + (1 - 1 / samples) * (1.0 if cosine is None else cosine) ** 2
-        fan = sources[0] if len(sources) == 1 else None
+        tails = kurtosis[i]
         before.append(base if op.weighted else None)
         if op.op in _NORMS:
             variances.append(0.0)
@@ -276,8 +288,8 @@ def error_bars(
             variances.append(None)
         elif op.weighted:
             variances.append(base + 2 * shared / op.width)
-        elif fan is not None and seen[fan].weighted and seen[fan].shape == op.shape:
-            variances.append((before[fan] or 0.0) + max(0.0, kurtosis[i] - 1) * shared / op.width)
+        elif tails is not None:
+            variances.append((before[sources[0]] or 0.0) + max(0.0, tails - 1) * shared / op.width)
         else:
             variances.append(base)
     return [None if v is None else math.sqrt(v) / 2 for v in variances]

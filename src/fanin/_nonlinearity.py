@@ -164,25 +164,22 @@ def _dropout(module: Any) -> Nonlinearity:
 
 
 def _sequence(modules: nn.Module) -> Nonlinearity:
-    """The composition of a Sequential's parts; dropout, if active, may only be the last of them."""
-    parts = [as_nonlinearity(m) for m in modules.children()]
-    while parts and parts[-1].name == "linear" and len(parts) > 1:
-        last = parts.pop()
-        parts[-1] = replace(
-            parts[-1], keep=parts[-1].keep * last.keep, fixed=parts[-1].fixed and last.fixed
-        )
-    head = [p for p in parts[:-1] if p.name != "linear" or p.keep < 1.0]
-    if any(p.keep < 1.0 for p in head):
-        raise InvalidValueError(
-            f"dropout before the last part of {modules} makes it random within, and its moments are "
-            "not a function of f alone. Call .eval() on it, or put the dropout last."
-        )
-    parts = [*head, *parts[-1:]]
-    if not parts:
-        return _activations.nonlinearity("linear")
-    result = parts[0]
-    for part in parts[1:]:
-        result = _composed(result, part)
+    """The composition of a Sequential's parts; dropout, if active, may only stand at the end."""
+    *parts, result = [
+        _activations.nonlinearity("linear"),
+        *map(as_nonlinearity, modules.children()),
+    ]
+    while result.name == "linear" and parts:
+        before, keep = parts.pop(), result.keep
+        result = before if keep == 1.0 else replace(before, keep=before.keep * keep, fixed=False)
+    for part in reversed(parts):
+        if part.keep < 1.0:
+            raise InvalidValueError(
+                f"dropout before {result} makes what enters it random, and its moments are not those "
+                "of a function. Call .eval() on the Sequential, or put its dropout last."
+            )
+        if part.name != "linear":
+            result = _composed(part, result)
     return result
 
 
@@ -203,7 +200,8 @@ def _composed(first: Nonlinearity, then: Nonlinearity) -> Nonlinearity:
 def _private(module: nn.Module) -> Elementwise:
     """A float64 copy on the CPU, without hooks: running it leaves the caller's module as it was."""
     try:
-        twin = copy.deepcopy(module).double().cpu()
+        with torch.inference_mode(False):
+            twin = copy.deepcopy(module).double().cpu()
     except Exception as error:
         raise InvalidValueError(
             f"{type(module).__name__} cannot be copied to be evaluated ({type(error).__name__}: {error}). "
@@ -234,7 +232,9 @@ def _from_callable(name: str, function: Elementwise) -> Nonlinearity:
 
     with torch.random.fork_rng(devices=[]):
         _check_elementwise(name, function)
-    return _activations.described(name, value, derivative)
+    found = _activations.described(name, value, derivative)
+    straight = found.homogeneous and found.odd and value(np.ones(1))[0] == 1.0
+    return _activations.nonlinearity("linear") if straight else found
 
 
 def _check_elementwise(name: str, function: Elementwise) -> None:
@@ -352,7 +352,7 @@ def edge_of_chaos(
     >>> [round(s, 5) for s in edge_of_chaos("tanh", sigma_b2=2.01e-5)]
     [1.05, 2e-05]
 
-    Source: Schoenholz et al. 2017, eq. 9; Pennington et al. 2017, section 3.
+    Source: Schoenholz et al. 2017, arXiv 1611.01232; Pennington et al. 2017, arXiv 1711.04735.
     """
     return _gains.edge_of_chaos(as_nonlinearity(nonlinearity), q=q, sigma_b2=sigma_b2)
 
@@ -383,7 +383,7 @@ def depth_scales(
     >>> [round(x, 4) for x in depth_scales("tanh", 1.0, 0.1)]
     [0.295, 1.0, 0.6888, 1.2752, 2.6828]
 
-    Source: Schoenholz et al. 2017, eq. 7 and 10.
+    Source: Schoenholz et al. 2017, arXiv 1611.01232.
     """
     return _gains.depth_scales(as_nonlinearity(nonlinearity), sigma_w2, sigma_b2, q=q)
 
@@ -392,7 +392,7 @@ def register_nonlinearity(name: str, function: object) -> Nonlinearity:
     """Make ``function`` known as ``name`` to everything that takes a nonlinearity's name.
 
     Args:
-        name: an identifier that is not taken.
+        name: an identifier that torch does not use; registering it again replaces it.
         function: an ``nn.Module`` or an elementwise function of a tensor. A module is read now:
             later changes to it are not seen.
 
@@ -400,7 +400,7 @@ def register_nonlinearity(name: str, function: object) -> Nonlinearity:
         The registered value.
 
     Raises:
-        InvalidValueError: the name is taken, or the function is not elementwise.
+        InvalidValueError: the name is torch's, or the function is not elementwise.
 
     >>> _ = register_nonlinearity("snake", lambda x: x + torch.sin(x) ** 2)
     >>> round(gain("snake"), 6)

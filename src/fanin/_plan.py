@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ._errors import InvalidValueError, PlanError, closest, finite
 from ._fans import Fan
-from ._text import html_table, plan_text
+from ._text import diff_text, html_table, plan_text
 from .distributions import Distribution, distribution_from_dict
 from .initializers import Initializer
 
@@ -417,22 +417,7 @@ class PlanDiff:
         }
 
     def __str__(self) -> str:
-        lines = [f"- {r.name}  {r.distribution}" for r in self.removed]
-        lines += [f"+ {r.name}  {r.distribution}" for r in self.added]
-        for a, b in self.changed:
-            lines += [f"~ {a.name}", *(f"    {w}" for w in _differences(a, b))]
-        return "\n".join(lines) or "the plans write the same values"
-
-
-def _differences(a: Row, b: Row) -> Iterator[str]:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        yield f"{a.dtype} {list(a.shape)} -> {b.dtype} {list(b.shape)}"
-    if a.distribution != b.distribution or a.packed != b.packed:
-        ratio = f"  (std x{b.std / a.std:.4g})" if a.std and b.std and a.std != b.std else ""
-        yield f"{a.distribution} -> {b.distribution}{ratio}"
-    new = [w for w in b.reasons if w not in a.reasons]
-    if new:
-        yield f"why: {'; '.join(new)}"
+        return diff_text(self)
 
 
 def _replaced(row: Row, value: Distribution | Initializer, why: str) -> Row:

@@ -12,6 +12,8 @@ import sys
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 Restore = Callable[[], None]
-_DICTS = (dict, OrderedDict, defaultdict)
-_CONTAINERS = (*_DICTS, list, set, deque)
+_DICTS = frozenset((dict, OrderedDict, defaultdict))
+_CONTAINERS = _DICTS | {list, set, deque}
+_PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))  # hold nothing
+_PLAIN_TENSORS = frozenset((Tensor, nn.Parameter))
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 @contextmanager
@@ -52,7 +57,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         stack.callback(_process_state())
         memory = _Memory()
         stack.callback(memory.restore)
-        stack.callback(_model_state(model, memory))
+        stack.callback(_Objects(model, memory).restore)
         stack.enter_context(_WriteGuard(memory))
         yield
 
@@ -75,7 +80,7 @@ class _Memory:
 
     def save(self, tensor: Tensor) -> None:
         """Save the bits of ``tensor`` now."""
-        storages = list(_storages(tensor))
+        storages = _storages(tensor)
         self.guard(tensor)
         for storage in storages:
             self.about_to_write(storage)
@@ -104,15 +109,16 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
-    if is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _storages(getattr(tensor, name))
-        return
+def _storages(tensor: Tensor) -> list[torch.UntypedStorage]:
+    """The memory behind a tensor; of a wrapper such as DTensor, that of its parts."""
+    if type(tensor) not in _PLAIN_TENSORS and is_traceable_wrapper_subclass(tensor):
+        return [
+            s for name in tensor.__tensor_flatten__()[0] for s in _storages(getattr(tensor, name))
+        ]
     try:
-        yield tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return
+        return [tensor.untyped_storage()]
+    except (NotImplementedError, RuntimeError):  # sparse and other layouts
+        return []
 
 
 class _WriteGuard(TorchDispatchMode):
@@ -159,122 +165,110 @@ def _written_arguments(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 # the model -----------------------------------------------------------------------------------
 
 
-def _model_state(model: nn.Module, memory: _Memory) -> Restore:
-    seen: set[int] = set()
-    restores = [_attributes(module, memory, seen) for module in model.modules()]
-    for parameter in model.parameters():
-        memory.guard(parameter)
-        if parameter.grad is not None:
-            memory.guard(parameter.grad)
-        restores.append(_tensor_state(parameter))
-    for buffer in model.buffers():
-        memory.save(buffer)
-        restores.append(_tensor_state(buffer))
+class _Objects:
+    """Which objects a model holds, and what its containers and tensors say beside their bits."""
 
-    def restore() -> None:
-        for put_back in restores:
+    def __init__(self, model: nn.Module, memory: _Memory) -> None:
+        self._memory = memory
+        self._seen: set[int] = set()
+        self._containers: list[tuple[Any, Any]] = []
+        self._restores: list[Restore] = []
+        for module in model.modules():
+            self._containers.append((module.__dict__, module.__dict__.copy()))
+            for value in module.__dict__.values():
+                self._visit(value)
+        self._tensors = [_TensorState(t) for t in (*model.parameters(), *model.buffers())]
+        for parameter in model.parameters():
+            memory.guard(parameter)
+            if parameter.grad is not None:
+                memory.guard(parameter.grad)
+        for buffer in model.buffers():
+            memory.save(buffer)
+
+    def _visit(self, value: Any) -> None:
+        """Note what ``value`` holds: containers, tensors and random generators in it."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return
+        if kind in _CONTAINERS or kind is tuple:
+            if id(value) in self._seen:
+                return
+            self._seen.add(id(value))
+            if kind is not tuple:
+                self._containers.append((value, value.copy()))
+            for item in value.values() if kind in _DICTS else value:
+                self._visit(item)
+        elif isinstance(value, Tensor):
+            self._memory.guard(value)
+        elif isinstance(value, torch.Generator):
+            self._restores.append(_setter(value.set_state, value.get_state()))
+        elif isinstance(value, random.Random):
+            self._restores.append(_setter(value.setstate, value.getstate()))
+        elif isinstance(value, np.random.Generator):
+            put_back = partial(setattr, value.bit_generator, "state")
+            self._restores.append(_setter(put_back, value.bit_generator.state))
+
+    def restore(self) -> None:
+        """Put every object back where it was."""
+        for container, content in self._containers:
+            _put_back(container, content)
+        for tensor in self._tensors:
+            tensor.restore()
+        for put_back in self._restores:
             put_back()
 
-    return restore
 
-
-def _attributes(module: nn.Module, memory: _Memory, seen: set[int]) -> Restore:
-    """A module's ``__dict__``: which objects it holds, and what the containers among them hold."""
-    holder = module.__dict__
-    content = dict(holder)
-    inner = [r for value in content.values() for r in _held(value, memory, seen)]
-
-    def restore() -> None:
-        _put_back(holder, content)
-        for put_back in inner:
-            put_back()
-
-    return restore
-
-
-def _put_back(holder: dict[Any, Any], content: dict[Any, Any]) -> None:
-    if holder.keys() != content.keys() or any(holder[k] is not v for k, v in content.items()):
-        holder.clear()
-        holder.update(content)
-
-
-def _held(value: Any, memory: _Memory, seen: set[int]) -> Iterator[Restore]:
-    """How to put back what ``value`` holds: containers, tensors and random generators in it."""
-    if id(value) in seen:
+def _put_back(container: Any, content: Any) -> None:
+    """Give ``container`` its old content, in its old order, if it has another."""
+    if not container and not content:
         return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        memory.guard(value)
-    elif isinstance(value, torch.Generator):
-        yield _setter(value.set_state, value.get_state())
-    elif isinstance(value, random.Random):
-        yield _setter(value.setstate, value.getstate())
-    elif isinstance(value, np.random.Generator):
-        state = value.bit_generator.state
-        yield lambda: setattr(value.bit_generator, "state", state)
-    elif type(value) in _CONTAINERS:
-        yield _content(value)
-    if type(value) in (*_CONTAINERS, tuple):
-        for item in list(value.values()) if isinstance(value, dict) else list(value):
-            yield from _held(item, memory, seen)
+    if len(container) == len(content):
+        if isinstance(container, set):
+            same = container == content
+        else:
+            same = all(map(is_, container, content))
+            if same and isinstance(container, dict):
+                same = all(map(is_, container.values(), content.values()))
+        if same:
+            return
+    container.clear()
+    getattr(container, "extend" if isinstance(container, (list, deque)) else "update")(content)
 
 
-def _content(container: Any) -> Restore:
-    content = container.copy()
-    is_dict = isinstance(container, dict)
+class _TensorState:
+    """Everything about a tensor object but its bits: memory, grad, flags, attributes, hooks."""
 
-    def restore() -> None:
-        now, then = (c.items() if is_dict else c for c in (container, content))
-        if len(now) != len(then) or any(not _same(a, b) for a, b in zip(now, then, strict=True)):
-            container.clear()
-            getattr(container, "extend" if isinstance(container, (list, deque)) else "update")(
-                content
-            )
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._data = tensor, tensor.data
+        self._leaf, self._wants_grad = tensor.is_leaf, tensor.requires_grad
+        self._grad = tensor.grad if self._leaf else None
+        self._attributes = tensor.__dict__.copy()
+        self._hooks = {name: dict(getattr(tensor, name, None) or {}) for name in _TENSOR_HOOKS}
 
-    return restore
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (
-        isinstance(a, tuple) and len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
-    )
-
-
-def _tensor_state(tensor: Tensor) -> Restore:
-    """Everything about a tensor object but its bits: data it points to, grad, flags, hooks."""
-    data, grad, wants_grad = (
-        tensor.data,
-        tensor.grad if tensor.is_leaf else None,
-        tensor.requires_grad,
-    )
-    attributes = dict(tensor.__dict__)
-    hook_names = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    hooks = {name: dict(getattr(tensor, name, None) or {}) for name in hook_names}
-
-    def restore() -> None:
-        if _moved(tensor, data):
-            tensor.data = data
-        if tensor.is_leaf:
-            if tensor.requires_grad is not wants_grad:
-                tensor.requires_grad_(wants_grad)
-            if tensor.grad is not grad:
-                tensor.grad = grad
-        _put_back(tensor.__dict__, attributes)
-        for name, before in hooks.items():
-            _put_back(getattr(tensor, name, None) or {}, before)
-
-    return restore
+    def restore(self) -> None:
+        tensor = self._tensor
+        if _moved(tensor, self._data):
+            tensor.data = self._data
+        if self._leaf:
+            if tensor.requires_grad is not self._wants_grad:
+                tensor.requires_grad_(self._wants_grad)
+            if tensor.grad is not self._grad:
+                tensor.grad = self._grad
+        _put_back(tensor.__dict__, self._attributes)
+        for name, before in self._hooks.items():
+            now = getattr(tensor, name, None)
+            if now is not None:
+                _put_back(now, before)
 
 
 def _moved(tensor: Tensor, data: Tensor) -> bool:
     """Whether ``tensor`` looks at other memory, or at the same in another way, than ``data``."""
-    here, there = list(_storages(tensor)), list(_storages(data))
-    return (
-        [s._cdata for s in here] != [s._cdata for s in there]  # noqa: SLF001
-        or tensor.dtype != data.dtype
-        or tensor.shape != data.shape
-        or (tensor.layout is torch.strided and tensor.stride() != data.stride())
-    )
+    if tensor.shape != data.shape or tensor.dtype != data.dtype:
+        return True
+    if type(tensor) in _PLAIN_TENSORS and tensor.layout is torch.strided:
+        return tensor.data_ptr() != data.data_ptr() or tensor.stride() != data.stride()
+    here, there = _storages(tensor), _storages(data)
+    return [s._cdata for s in here] != [s._cdata for s in there]  # noqa: SLF001
 
 
 # the process ---------------------------------------------------------------------------------

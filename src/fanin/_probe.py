@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from ._errors import FaninError, ModelError
 from ._findings import find
 from ._inputs import Inputs, as_inputs
-from ._meter import Meter, measured_alone
+from ._meter import Meter
 from ._preserve import preserved
 from ._record import Recorder, floating_leaves
 from ._report import Coverage, SignalReport
@@ -164,7 +164,7 @@ def _run(
                 len(layers), recorder.seen, tuple(f"{n} x{k}" for n, k in recorder.missed.items())
             ),
             outputs=tuple((name, i) for name, i in meter.outputs.items() if name in leaves),
-            inputs=None if first is None else measured_alone(first),
+            inputs=None if first is None else meter.alone(first),
             loss=None if loss is None else float(loss.detach()),
             chance=None if loss is None else _chance(loss, output),
             dtype=str(meter.dtype).removeprefix("torch."),
@@ -307,14 +307,34 @@ def _backward(
     else:
         cotangent = torch.ones(root.shape, dtype=torch.float64, device="cpu")
     cotangent = (cotangent * scale).to(root.device, root.dtype)
+    # In torch's own backward nothing writes into the model; then `preserved` need not watch.
+    watch = nullcontext() if _runs_python(root, wanted) else torch._C._DisableTorchDispatch()  # noqa: SLF001
     try:
-        torch.autograd.grad(root, wanted, cotangent, allow_unused=True)
+        with watch:
+            torch.autograd.grad(root, wanted, cotangent, allow_unused=True)
     except Exception as error:
         raise ModelError(
             f"the backward pass failed: {type(error).__name__}: {error}. "
             "probe(..., backward=False) measures the forward pass alone."
         ) from error
     return []
+
+
+def _runs_python(root: Tensor, wanted: tuple[Tensor, ...]) -> bool:
+    """Whether the backward pass runs the user's Python: hooks, autograd Functions, tensor types."""
+    if any(type(t) not in (Tensor, nn.Parameter) or t._backward_hooks for t in wanted):  # noqa: SLF001
+        return True
+    front, seen = [root.grad_fn], {root.grad_fn}
+    while front:
+        node = front.pop()
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        parents = (
+            {parent for parent, _ in node.next_functions if parent is not None} if node else set()
+        )
+        front += parents - seen
+        seen |= parents
+    return False
 
 
 def _chance(loss: Tensor, output: Any) -> float | None:

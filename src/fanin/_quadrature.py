@@ -222,17 +222,19 @@ def jumps(g: Function) -> tuple[float, ...]:
     at_edges = g(edges)
     left, right, at_left, at_right = edges[:-1], edges[1:], at_edges[:-1], at_edges[1:]
     for _ in range(64):
+        change = np.abs(at_right - at_left)
+        keep = change > 1e-7 * (1 + np.maximum(np.abs(at_left), np.abs(at_right)))
+        left, right, at_left, at_right = left[keep], right[keep], at_left[keep], at_right[keep]
+        if not left.size:
+            break
         middle = (left + right) / 2
         at_middle = g(middle)
         goes_left = np.abs(at_middle - at_left) > np.abs(at_right - at_middle)
-        left, at_left = np.where(goes_left, left, middle), np.where(goes_left, at_left, at_middle)
-        right, at_right = (
-            np.where(goes_left, middle, right),
-            np.where(goes_left, at_middle, at_right),
-        )
-    size = 1 + np.maximum(np.abs(at_left), np.abs(at_right))
-    found = right[np.abs(at_right - at_left) > 1e-7 * size]
-    return tuple(_rounded(float(k), 12) for k in found)
+        left = np.where(goes_left, left, middle)
+        at_left = np.where(goes_left, at_left, at_middle)
+        right = np.where(goes_left, middle, right)
+        at_right = np.where(goes_left, at_middle, at_right)
+    return tuple(_rounded(float(k), 12) for k in right)
 
 
 def bends(g: Function) -> tuple[float, ...]:
@@ -243,15 +245,16 @@ def bends(g: Function) -> tuple[float, ...]:
     """
     edges = probe_grid()
     left, width = edges[:-1], np.diff(edges)
-    while width.max() > 1e-5:
+    while left.size and width.max() > 1e-5:
         starts = np.stack([left, left + width / 4, left + width / 2])
-        second = np.abs(g(starts) - 2 * g(starts + width / 4) + g(starts + width / 2))
-        left = np.take_along_axis(starts, second.argmax(axis=0)[None], axis=0)[0]
-        width = width / 2
-    middle = left + width / 2
-    change = np.abs(g(left) - 2 * g(middle) + g(left + width))
-    found = middle[change > 0.02 * width * (1 + np.abs(g(middle)))]
-    return tuple(_rounded(float(k), 5) for k in found)
+        at_starts, middle = g(starts), g(starts + width / 4)
+        second = np.abs(at_starts - 2 * middle + g(starts + width / 2))
+        best = second.argmax(axis=0)[None]
+        bend, size = (np.take_along_axis(v, best, axis=0)[0] for v in (second, np.abs(middle)))
+        left, width = np.take_along_axis(starts, best, axis=0)[0], width / 2
+        keep = bend > 0.02 * width * (1 + size)
+        left, width = left[keep], width[keep]
+    return tuple(_rounded(float(k), 5) for k in left + width / 2)
 
 
 def _rounded(x: float, digits: int) -> float:

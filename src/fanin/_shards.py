@@ -54,6 +54,7 @@ def index_of(tensor: Tensor) -> Shard:
         if len(shape) < 2:
             return Shard(tensor, range(1), range(tensor.numel()), shape)
         return Shard(tensor, range(shape[0]), range(math.prod(shape[1:])), shape)
+    _check_placements(tensor)
     with torch.no_grad():
         local = tensor.to_local()  # type: ignore[attr-defined]
     axes = [_axis(tensor, dim) for dim in range(len(shape))]
@@ -85,7 +86,7 @@ def _axis(tensor: Any, dim: int) -> Index:
     try:
         # A mesh of GPUs moves what is placed on it; the numbers come back to the CPU.
         piece = distribute_tensor(
-            torch.arange(length), tensor.device_mesh, placements, src_data_rank=None
+            torch.arange(length, device="cpu"), tensor.device_mesh, placements, src_data_rank=None
         )
     except AssertionError as error:
         raise ModelError(
@@ -95,16 +96,22 @@ def _axis(tensor: Any, dim: int) -> Index:
     return piece.to_local().cpu().numpy()
 
 
+def _check_placements(tensor: Any) -> None:
+    from torch.distributed.tensor import Replicate  # noqa: PLC0415 - slow to import
+
+    for placement in tensor.placements:
+        if not isinstance(placement, Replicate) and not hasattr(placement, "dim"):
+            raise ModelError(
+                f"placement {placement} does not say which elements are here; got {tensor.placements}. "
+                "A Partial tensor holds summands: redistribute it to Shard or Replicate first."
+            )
+
+
 def _along(placement: Any, dim: int, tensor: Any) -> Any:
     """The placement of dim 0 of a 1-D tensor that splits as ``placement`` splits ``dim``."""
-    from torch.distributed.tensor import Partial, Replicate  # noqa: PLC0415
+    from torch.distributed.tensor import Replicate  # noqa: PLC0415
     from torch.distributed.tensor import Shard as Split  # noqa: PLC0415
 
-    if isinstance(placement, Partial):
-        raise ModelError(
-            f"a Partial tensor holds summands, not elements, so it has no starting values; got "
-            f"placements {tensor.placements}. Redistribute it to Shard or Replicate first."
-        )
     if isinstance(placement, Replicate) or placement.dim % tensor.dim() != dim:
         return Replicate()
     factor = getattr(placement, "split_factor", None)

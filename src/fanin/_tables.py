@@ -15,6 +15,7 @@ WIDTH = 80
 ELLIPSIS = "…"
 BARS = "▁▂▃▄▅▆▇█"
 NAME_LEAST = 14  # a name keeps at least so many characters
+CALL_LEAST = 18  # calls up to this long do not break
 TEXT_LEAST = 24  # prose is not squeezed below this while another block would help
 
 
@@ -102,11 +103,15 @@ def _least(kind: str, cells: list[str], width: int) -> int:
     natural = max(map(len, cells))
     if kind == "n":
         return min(natural, max(NAME_LEAST, len(cells[0])))
-    if kind in "tc":
-        words = [
-            word for cell in cells for word in (_opened(cell) if kind == "c" else cell).split()
-        ]
-        return min(natural, width, max([*map(len, words), TEXT_LEAST if kind == "t" else 1]))
+    if kind == "t":
+        return min(
+            natural,
+            width,
+            max([TEXT_LEAST, *(len(word) for cell in cells for word in cell.split())]),
+        )
+    if kind == "c":
+        whole = [[cell] if len(cell) <= CALL_LEAST else _opened(cell).split() for cell in cells]
+        return min(natural, width, max(len(piece) for pieces in whole for piece in pieces))
     return natural
 
 

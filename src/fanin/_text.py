@@ -271,7 +271,7 @@ def _figures(signals: Sequence[Signal]) -> list[str]:
 
     def ends(field: str) -> str:
         first, last = getattr(signals[0], field), getattr(signals[-1], field)
-        same = _figure(first) == _figure(last)
+        same = _brief(first) == _brief(last)
         return _figure(first) if same else f"{_brief(first)}..{_brief(last)}"
 
     def most(field: str, form: Callable[[float | None], str]) -> str:

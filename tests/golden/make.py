@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from fanin._fill import fill_
 from fanin._rng import ENGINE
 from fanin.distributions import distribution_from_dict
-from fanin._fill import fill_
 
 PATH = Path(__file__).with_name(f"{ENGINE}.json")
 SHOWN = 6
@@ -71,7 +71,8 @@ def outcome(case: dict) -> dict:
 def main() -> None:
     """Write the file, one case a line."""
     lines = [json.dumps(case | outcome(case), ensure_ascii=False) for case in cases()]
-    PATH.write_text('{"engine": "%s", "cases": [\n%s\n]}\n' % (ENGINE, ",\n".join(lines)), "utf-8")
+    body = ",\n".join(lines)
+    PATH.write_text(f'{{"engine": "{ENGINE}", "cases": [\n{body}\n]}}\n', "utf-8")
 
 
 if __name__ == "__main__":

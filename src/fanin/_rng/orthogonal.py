@@ -12,7 +12,7 @@ import numpy as np
 from .philox import Array
 from .product import divided, product, squares, times
 
-BLOCK = 128
+BLOCK = 128  # part of the law: another number rounds otherwise
 
 Normals = Callable[[Array, Array], Array]
 

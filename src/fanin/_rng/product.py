@@ -15,7 +15,7 @@ import numpy as np
 from .philox import Array
 
 MANTISSA = 53
-SLICES = 3
+SLICES = 3  # part of the law: another number rounds otherwise
 
 
 def product(a: Array, b: Array) -> Array:

@@ -66,7 +66,7 @@ def box_muller(even: Array, odd: Array) -> tuple[Array, Array]:
 
 
 def truncated(word: Array, cut: float, inside: float, outside: float) -> Array:
-    """The standard normal conditioned on |z| <= cut <= 3, by its quantile function.
+    """The standard normal given |z| <= cut <= 3, by its quantile; rounding past it is the caller's to clamp.
 
     Args:
         word: random words.

@@ -1,7 +1,7 @@
 """Figures: matplotlib's Agg through its object interface, so nobody's backend or style is touched.
 
-Colours are Okabe & Ito's (2008), told apart with any colour vision; every line also differs in
-dash or marker, for print.
+Colours are Okabe & Ito's (2008), told apart with any colour vision: vermilion is always PyTorch's
+default, blue what fanin does. Lines also differ in dash or marker, for print.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 VERMILION, BLUE, GREEN, ORANGE = "#D55E00", "#0072B2", "#009E73", "#E69F00"
 SKY, PINK, GREY, BLACK = "#56B4E9", "#CC79A7", "#767676", "#000000"
-CYCLE = (VERMILION, ORANGE, PINK, GREEN, SKY, BLUE, BLACK)
 DASHES = ("-", "--", "-.", ":")
 
 STYLE: Any = {

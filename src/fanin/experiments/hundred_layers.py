@@ -28,7 +28,7 @@ from .._fans import Fan
 from .._fill import fill_
 from ..distributions import Distribution, Normal, Orthogonal, Uniform
 from ..initializers import KaimingNormal, TorchDefault, XavierUniform
-from ._figures import CYCLE, DASHES, draw
+from ._figures import BLACK, BLUE, DASHES, GREEN, ORANGE, PINK, SKY, VERMILION, draw
 from ._mean_field import Expected, expected_path
 from ._result import Cell, Progress, Result, Table, portion, silent
 from ._sandbox import sandbox
@@ -37,11 +37,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH = 512
-BATCH = 512
-DEPTH = 100
-SHOWN = (1, 10, 50, 100)
+COLOURS = (BLACK, ORANGE, VERMILION, GREEN, SKY, PINK, BLUE)
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the experiment.
+
+    Args:
+        width: units of every layer, n.
+        batch: inputs.
+        depth: layers.
+        shown: layers that the table shows.
+    """
+
+    width: int = 512
+    batch: int = 512
+    depth: int = 100
+    shown: tuple[int, ...] = (1, 10, 50, 100)
+
+
+FULL = Size()
 
 
 @dataclass(frozen=True)
@@ -93,45 +110,25 @@ class Trajectory:
 
 
 def measure(
-    start: Start,
-    *,
-    seed: int,
-    progress: Progress,
-    width: int = WIDTH,
-    batch: int = BATCH,
-    depth: int = DEPTH,
+    start: Start, size: Size = FULL, *, seed: int = 0, progress: Progress = silent
 ) -> dict[str, Trajectory]:
-    """Send N(0, 1) through ``depth`` layers, once with each activation and the same weights."""
-    x_BN = torch.randn(batch, width, generator=torch.Generator().manual_seed(seed))
+    """Send N(0, 1) through the layers, once with each activation and the same weights."""
+    x_BN = torch.randn(size.batch, size.width, generator=torch.Generator().manual_seed(seed))
     signals = dict.fromkeys(ACTIVATIONS, x_BN)
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ACTIVATIONS}
-    for layer in range(depth):
+    for layer in range(size.depth):
         key = f"{start.name}.{layer}"
-        w_NN = _weights(start, width, f"{key}.weight", seed)
-        b_N = (
-            fill_(torch.empty(width), start.bias, key=f"{key}.bias", seed=seed)
-            if start.bias
-            else None
-        )
+        w_NN = torch.empty(size.width, size.width)
+        b_N = torch.zeros(size.width)
+        fill_(w_NN, start.weight, key=f"{key}.weight", seed=seed)
+        if start.bias:
+            fill_(b_N, start.bias, key=f"{key}.bias", seed=seed)
         for name, function in ACTIVATIONS.items():
             z_BN = torch.nn.functional.linear(signals[name], w_NN * start.gain(name), b_N)
             signals[name] = function(z_BN)
             seen[name].append(_observe(signals[name]))
-        progress((layer + 1) / depth, f"{start.name}, layer {layer + 1}")
+        progress((layer + 1) / size.depth, f"{start.name}, layer {layer + 1}")
     return {name: Trajectory(*zip(*pairs, strict=True)) for name, pairs in seen.items()}
-
-
-def _weights(start: Start, width: int, key: str, seed: int) -> Tensor:
-    """Drawn by fanin's engine; orthogonal ones as the QR factor of its normals (Mezzadri 2007).
-
-    ``fill_(w, Orthogonal())`` has the same law and, beyond that, the same bits on every machine,
-    which takes a second for each of the hundred matrices; QR takes a fiftieth of that.
-    """
-    if not isinstance(start.weight, Orthogonal):
-        return fill_(torch.empty(width, width), start.weight, key=key, seed=seed)
-    z = fill_(torch.empty(width, width, dtype=torch.float64), Normal(1.0), key=key, seed=seed)
-    q, r = torch.linalg.qr(z)
-    return (start.weight.gain * q * r.diagonal().sign()).float()
 
 
 def _observe(x_BN: Tensor) -> tuple[float, float]:
@@ -143,17 +140,16 @@ def _observe(x_BN: Tensor) -> tuple[float, float]:
     return float(x_BN.std()), float(cosine)
 
 
-def predict(
-    start: Start, activation: str, *, width: int = WIDTH, depth: int = DEPTH
-) -> tuple[Expected, ...]:
+def predict(start: Start, activation: str, size: Size = FULL) -> tuple[Expected, ...]:
     """The same by mean-field theory."""
-    sigma_w2, sigma_b2 = start.sigmas(activation, width)
-    orthogonal = isinstance(start.weight, Orthogonal)
-    return tuple(
-        expected_path(
-            activation, sigma_w2, sigma_b2, depth=depth, width=width, orthogonal=orthogonal
-        )
+    path = expected_path(
+        activation,
+        *start.sigmas(activation, size.width),
+        depth=size.depth,
+        width=size.width,
+        orthogonal=isinstance(start.weight, Orthogonal),
     )
+    return tuple(path)
 
 
 @dataclass(frozen=True)
@@ -165,29 +161,30 @@ class Comparison:
     expected: Mapping[str, tuple[Expected, ...]]
 
 
-def compare(*, seed: int, progress: Progress) -> tuple[Comparison, ...]:
+def compare(
+    size: Size = FULL, *, seed: int = 0, progress: Progress = silent
+) -> tuple[Comparison, ...]:
     """Measure and predict all seven initializers."""
-    known = starts(WIDTH)
+    known = starts(size.width)
     found = []
     with sandbox(seed, flush_denormal=False):
         for i, start in enumerate(known):
             part = portion(progress, i / len(known), (i + 1) / len(known))
-            measured = measure(start, seed=seed, progress=part)
-            found.append(
-                Comparison(start, measured, {name: predict(start, name) for name in ACTIVATIONS})
-            )
+            measured = measure(start, size, seed=seed, progress=part)
+            expected = {name: predict(start, name, size) for name in ACTIVATIONS}
+            found.append(Comparison(start, measured, expected))
     return tuple(found)
 
 
-def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
+def run(*, out: Path, seed: int = 0, progress: Progress = silent, size: Size = FULL) -> Result:
     """A table for each activation, and the figure."""
-    found = compare(seed=seed, progress=portion(progress, 0.0, 0.96))
+    found = compare(size, seed=seed, progress=portion(progress, 0.0, 0.96))
     progress(0.96, "drawing")
     figures, notes = draw("100-layers", out, (10.0, 6.6), lambda figure: _paint(figure, found))
     return Result(
         "100-layers",
         _summary(found),
-        tuple(_table(activation, found) for activation in ACTIVATIONS),
+        tuple(_table(activation, found, size.shown) for activation in ACTIVATIONS),
         figures,
         (
             (
@@ -195,16 +192,16 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
                 "sigma_b^2)/q' for the similarity (Poole et al. 2016; Schoenholz et al. 2017)."
             ),
             (
-                f'"off by" counts standard errors of finite width between the std at layer {DEPTH} and the '
+                f'"off by" counts standard errors of finite width between the std at the last layer and the '
                 "theory: with ReLU the log of E f^2 wanders as 5 L/n, so a factor of "
-                f"{math.exp(math.sqrt(5 * DEPTH / WIDTH) / 2):.2f} in std is one of them."
+                f"{math.exp(math.sqrt(5 * size.depth / size.width) / 2):.2f} in std is one of them."
             ),
             (
                 "nan: the signal overflowed float32, which ends at 3.4e38. Denormals are kept here, so the "
                 "last layers of a vanishing signal can be seen."
             ),
             (
-                f"n = {WIDTH} units, batch {BATCH} of N(0, 1), seed {seed}. Orthogonal has gain 1 for tanh, "
+                f"n = {size.width} units, batch {size.batch} of N(0, 1), seed {seed}. Orthogonal has gain 1 for tanh, "
                 "sqrt(2) for ReLU; Kaiming has gain sqrt(2) for both."
             ),
             *notes,
@@ -223,23 +220,23 @@ def _summary(found: tuple[Comparison, ...]) -> str:
     )
 
 
-def _table(activation: str, found: tuple[Comparison, ...]) -> Table:
+def _table(activation: str, found: tuple[Comparison, ...], shown: tuple[int, ...]) -> Table:
     return Table(
-        f"{activation}: std of the activations, and similarity of two inputs at layer {DEPTH}",
-        ("initializer", *(f"layer {i}" for i in SHOWN), "similarity", "off by"),
-        tuple(row for c in found for row in _rows(c, activation)),
+        f"{activation}: std of the activations, and similarity of two inputs at the last layer",
+        ("initializer", *(f"layer {i}" for i in shown), "similarity", "off by"),
+        tuple(row for c in found for row in _rows(c, activation, shown)),
         {"similarity": ".4f", "off by": "+.1f"},
     )
 
 
-def _rows(c: Comparison, activation: str) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
+def _rows(c: Comparison, activation: str, shown: tuple[int, ...]) -> tuple[tuple[Cell, ...], ...]:
     """What was measured, and under it the theory."""
     measured, expected = c.measured[activation], c.expected[activation]
     last = measured.stds[-1]
     off = expected[-1].standard_errors(last) if math.isfinite(last) else None
     return (
-        (c.start.name, *(measured.stds[i - 1] for i in SHOWN), measured.cosines[-1], off),
-        ("  theory", *(expected[i - 1].std for i in SHOWN), expected[-1].cosine, None),
+        (c.start.name, *(measured.stds[i - 1] for i in shown), measured.cosines[-1], off),
+        ("  theory", *(expected[i - 1].std for i in shown), expected[-1].cosine, None),
     )
 
 
@@ -249,7 +246,11 @@ def _paint(figure: Figure, found: tuple[Comparison, ...]) -> None:
     for axes, activation in zip(grid.T, ACTIVATIONS, strict=True):
         for i, c in enumerate(found):
             measured, expected = c.measured[activation], c.expected[activation]
-            look = {"color": CYCLE[i], "label": c.start.name, "linestyle": DASHES[i % len(DASHES)]}
+            look = {
+                "color": COLOURS[i],
+                "label": c.start.name,
+                "linestyle": DASHES[i % len(DASHES)],
+            }
             _paint_path(axes[0], measured.stds, [e.std for e in expected], look)
             _paint_path(axes[1], measured.cosines, [e.cosine for e in expected], look)
         axes[0].set_yscale("log")
