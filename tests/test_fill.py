@@ -373,6 +373,13 @@ def test_sparse_has_the_exact_number_of_zeros(sparsity, dtype):
     assert torch.equal(weight[kept], drawn(Normal(0.5), (37, 300), dtype)[kept])
 
 
+def test_sparse_counts_in_tall_columns():
+    """Long enough that a selection does not happen to sort the whole column."""
+    for rows in (1000, 20_000):
+        weight = drawn(Sparse(0.37, 0.5), (rows, 70))
+        assert ((weight == 0).sum(dim=0) == math.ceil(0.37 * rows)).all()
+
+
 def test_sparse_zeros_are_anywhere():
     """Each row is zero in a share 10/37 of 3000 columns: N(811, 24^2) each; neighbours independent."""
     zero = (drawn(Sparse(0.26, 0.5), (37, 3000)) == 0).double()

@@ -588,10 +588,10 @@ def test_depth_scales_are_what_iterating_the_maps_shows(name, sigma_w2, sigma_b2
     )
     assert math.exp(-1 / scales.xi_q) == pytest.approx(rate, rel=1e-5)
     c = 0.7
-    for _ in range(120):
+    for _ in range(40):
         c = c_map(name, c, sigma_w2, sigma_b2, q=q)
     left = abs(c - scales.c)
-    assert left <= 3 * math.exp(-120 / scales.xi_c) + 1e-9
+    assert left <= 3 * math.exp(-40 / scales.xi_c) + 1e-9
     if scales.c < 0.9:
         h = 1e-4
         near = [c_map(name, scales.c + s * h, sigma_w2, sigma_b2, q=q) for s in (-1, 1)]

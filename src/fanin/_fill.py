@@ -107,6 +107,15 @@ def write(tensor: Tensor, distribution: Distribution, stream: Stream) -> None:
             torch.autograd.graph.increment_version(tensor)
 
 
+def write_constant(tensor: Tensor, value: complex | None = None) -> None:
+    """Torch's own fill, open to torch.compile: any number, dtype, layout and subclass.
+
+    Without a value it is torch's own zero, which sparse tensors have too.
+    """
+    with torch.no_grad():
+        tensor.zero_() if value is None else tensor.fill_(value)
+
+
 def _check_arguments(tensor: Tensor, distribution: Distribution) -> None:
     if not isinstance(tensor, Tensor):
         raise InvalidValueError(f"fill_ writes into a torch.Tensor; got {type(tensor).__name__}.")

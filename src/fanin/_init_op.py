@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ._errors import InvalidValueError, ModelError
-from ._fill import write
+from ._fill import write, write_constant
 from ._rng import Stream
 from ._shards import _is_dtensor
 from .distributions import DISTRIBUTIONS, Distribution
@@ -56,14 +56,12 @@ def check(draw: Draw, dtype: torch.dtype) -> None:
 def put(tensor: Tensor, draw: Draw, key: str, seed: Tensor | None) -> None:
     """Fill ``tensor`` with one draw; ``seed`` as `seed_for` gives it."""
     kind, arguments = draw
-    with torch.no_grad():
-        if kind == "Zero":
-            tensor.zero_()
-        elif kind == "Constant":
-            tensor.fill_(*arguments)
-        elif _is_dtensor(tensor):
-            _write(tensor, seed, kind, arguments, key)
-        else:
+    if kind in NATIVE:
+        write_constant(tensor, *arguments)
+    elif _is_dtensor(tensor):
+        _write(tensor, seed, kind, arguments, key)
+    else:
+        with torch.no_grad():
             torch.ops.fanin.init_(tensor, seed, kind, arguments, key)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 CAP = 2**18  # elements of one tensor that are looked at
+_LEAST = 1e-300  # a norm of 0 counts as this, so that 0/0 is 0
 FEW = 2**12  # enough for a fourth moment that is needed to one digit
 
 # Functions that give exact zeros; of these the first three never give negative numbers.
@@ -114,11 +115,10 @@ def sample(value: Tensor) -> Sample:
 
 
 class Bench:
-    """Measures tensors one after the other in the same memory: fresh pages cost more than sums."""
+    """Measures tensors one after the other, with as few kernels as will do."""
 
     def __init__(self) -> None:
-        self._memory: dict[torch.device, Tensor] = {}
-        self._ones: dict[tuple[torch.device, int], Tensor] = {}
+        self._weights: dict[tuple[torch.device, int], Tensor] = {}
 
     def forward(self, value: Tensor, wanted: Wanted) -> Sums:
         """Everything that one op's output tells.
@@ -133,13 +133,13 @@ class Bench:
         if wanted.masked:
             hidden = rows == -math.inf
             rows, extra["masked"] = rows.masked_fill(hidden, 0.0), hidden.sum()
-        x_BF = self._wide(rows, extra)
+        x_BF = _wide(rows, extra)
         norm_B = torch.linalg.vector_norm(x_BF, dim=1)
-        inverse_B = norm_B.reciprocal().nan_to_num_(nan=math.nan, posinf=0.0)
-        cosine_F, total_F = torch.stack((inverse_B, self._one(norm_B))) @ x_BF
-        always = torch.stack(
-            (norm_B.dot(norm_B), total_F.sum(), cosine_F.dot(cosine_F), inverse_B.dot(norm_B))
-        )
+        weight_2B = self._weight(norm_B)
+        cosine_F, total_F = weight_2B @ x_BF
+        always = (
+            norm_B.dot(norm_B), total_F.sum(), cosine_F.dot(cosine_F), weight_2B[0].dot(norm_B)
+        )  # fmt: skip
         if wanted.dead:
             size_F = total_F if wanted.op in POSITIVE else x_BF.abs().sum(0)
             extra["dead"] = _dead(size_F, wanted.units, taken)
@@ -150,33 +150,36 @@ class Bench:
         if wanted.kurtosis:
             few = x_BF.view(-1)[:: math.ceil(x_BF.numel() / FEW)].square()
             extra["kurtosis"] = few.dot(few) * len(few) / few.sum().square()
-        return Sums(always, x_BF.numel(), extra)
+        return Sums(torch.stack(always), x_BF.numel(), extra)
 
     def backward(self, grad: Tensor) -> Sums:
         """The gradient's sum of squares."""
+        rows = sample(grad).rows
         extra: dict[str, Tensor] = {}
-        flat = self._wide(sample(grad).rows, extra).view(-1)
-        return Sums(flat.dot(flat).view(1), flat.numel(), extra)
-
-    def _wide(self, rows: Tensor, extra: dict[str, Tensor]) -> Tensor:
-        """``rows`` in float64; float64 itself divided by its largest number, ``extra["scale"]``."""
-        memory = self._memory.get(rows.device)
-        if memory is None or memory.numel() < rows.numel():
-            size = max(CAP, rows.numel())
-            memory = torch.empty(size, dtype=torch.float64, device=rows.device)
-            self._memory[rows.device] = memory
-        x = memory[: rows.numel()].view(rows.shape).copy_(rows)
         if rows.dtype is torch.float64:
-            largest = torch.linalg.vector_norm(x, math.inf)
-            extra["scale"] = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-            x.div_(extra["scale"])
-        return x
+            rows = _wide(rows, extra)
+        norm = torch.linalg.vector_norm(rows, dtype=torch.float64)
+        return Sums(norm.square().view(1), rows.numel(), extra)
 
-    def _one(self, like: Tensor) -> Tensor:
-        key = (like.device, len(like))
-        if key not in self._ones:
-            self._ones[key] = torch.ones_like(like)
-        return self._ones[key]
+    def _weight(self, norm_B: Tensor) -> Tensor:
+        """Rows 1/|x_b|, 0 for a sample of zeros, and 1; the same memory at every call."""
+        key = (norm_B.device, len(norm_B))
+        if key not in self._weights:
+            self._weights[key] = torch.ones(
+                (2, *norm_B.shape), dtype=torch.float64, device=norm_B.device
+            )
+        weight_2B = self._weights[key]
+        torch.reciprocal(norm_B.clamp_min(_LEAST), out=weight_2B[0])
+        return weight_2B
+
+
+def _wide(rows: Tensor, extra: dict[str, Tensor]) -> Tensor:
+    """``rows`` in float64; float64 itself divided by its largest number, ``extra["scale"]``."""
+    if rows.dtype is not torch.float64:
+        return rows.double()
+    largest = torch.linalg.vector_norm(rows, math.inf)
+    extra["scale"] = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return rows / extra["scale"]
 
 
 def _dead(size_F: Tensor, units: int, taken: Sample) -> Tensor:

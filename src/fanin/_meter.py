@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ._measure import BOUNDED, KILLERS, Bench, Sums, Wanted
 from ._record import INPUT, Op
@@ -54,15 +55,25 @@ class Seen:
 
 
 class Meter:
-    """Takes ops from a `Recorder`; its hooks take their gradients during the backward pass."""
+    """Takes ops from a `Recorder`; its hooks take their gradients during the backward pass.
+
+    Attributes:
+        seen: one entry per op.
+        outputs: FQN of a module -> the op that made what it returned last.
+        dtypes: of the ops' outputs.
+        edges: where gradients first appear on the signal's way: a backward pass to there reaches
+            every op, and computes no gradient of a weight.
+    """
 
     def __init__(self) -> None:
         self.seen: list[Seen] = []
         self.outputs: dict[str, int] = {}
         self.dtypes: dict[torch.dtype, None] = {}
+        self.edges: list[GradientEdge] = []
         self._bench = Bench()
         self._forward: list[Sums | None] = []
         self._grads: dict[int, Sums] = {}
+        self._with_grad: set[int] = set()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,6 +94,9 @@ class Meter:
             )
         if op.output.requires_grad:
             op.output.register_hook(self._hook(op.index))
+            self._with_grad.add(op.index)
+            if op.op.startswith("embedding") or not self._with_grad.intersection(op.sources):
+                self.edges.append(get_gradient_edge(op.output))
 
     def on_output(self, name: str, index: int) -> None:
         """A module returned what op ``index`` made."""

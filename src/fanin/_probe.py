@@ -1,9 +1,10 @@
 """Run a model forward and backward once, and measure the signal at every op.
 
 Numbers are reduced in float64 and fetched together at the end. The gradient is asked for with
-`torch.autograd.grad`, so that no ``.grad`` is written; it is linear in the cotangent, so a factor
-of 2^64 keeps what float32 would lose, exactly, and is divided out again. What still leaves the
-range of the model's dtype is measured a second time in float64.
+`torch.autograd.grad` up to the first op, so that no ``.grad`` is written and none of a weight is
+computed. It is linear in the cotangent, so a factor of 2^64 keeps what float32 would lose,
+exactly, and is divided out again. What still leaves the range of the model's dtype is measured a
+second time in float64.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -122,13 +124,11 @@ class _Call:
     Args:
         run: without arguments, returns the model's output.
         args: positional and keyword arguments, for the recorder.
-        wanted: tensors whose gradient is asked for, so that the backward pass reaches all ops.
         parameters: FQN -> tensor, if not the model's own.
     """
 
     run: Callable[[], Any]
     args: tuple[Any, dict[str, Any]]
-    wanted: tuple[Tensor, ...]
     parameters: dict[str, Tensor] | None = None
 
 
@@ -154,7 +154,7 @@ def _run(
             raise ModelError(_where_it_failed(model, recorder.where, call.args, error)) from error
         scale = SCALE if set(meter.dtypes) <= _SCALED else 1.0
         loss = None if loss_fn is None else _loss(loss_fn, output)
-        notes = _backward(output, loss, call.wanted, scale) if backward else []
+        notes = _backward(output, loss, meter.edges, scale) if backward else []
         layers, lost = meter.layers(scale)
         leaves = _leaves(model)
         first = next((t for t in tree_leaves(call.args) if _is_floating(t) and t.numel()), None)
@@ -208,9 +208,8 @@ def _leaves(model: nn.Module) -> set[str]:
 
 def _call(model: nn.Module, inputs: Inputs) -> _Call:
     frozen = not any(p.requires_grad for p in model.parameters())
-    args, kwargs, leaves = _copies(inputs, frozen=frozen, wide=False)
-    wanted = (*(p for p in model.parameters() if p.requires_grad), *leaves)
-    return _Call(lambda: model(*args, **kwargs), (args, kwargs), wanted)
+    args, kwargs = _copies(inputs, frozen=frozen, wide=False)
+    return _Call(lambda: model(*args, **kwargs), (args, kwargs))
 
 
 def _wide_call(model: nn.Module, inputs: Inputs) -> _Call:
@@ -220,13 +219,10 @@ def _wide_call(model: nn.Module, inputs: Inputs) -> _Call:
         for n, p in model.named_parameters()
     }
     buffers = {n: _widened(b.detach()).clone() for n, b in model.named_buffers()}
-    wanted = tuple(p for p in params.values() if p.requires_grad)
-    args, kwargs, leaves = _copies(inputs, frozen=not wanted, wide=True)
+    frozen = not any(p.requires_grad for p in params.values())
+    args, kwargs = _copies(inputs, frozen=frozen, wide=True)
     return _Call(
-        lambda: functional_call(model, {**params, **buffers}, args, kwargs),
-        (args, kwargs),
-        (*wanted, *leaves),
-        params,
+        lambda: functional_call(model, {**params, **buffers}, args, kwargs), (args, kwargs), params
     )
 
 
@@ -234,30 +230,25 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _copies(inputs: Inputs, *, frozen: bool, wide: bool) -> tuple[Any, Any, list[Tensor]]:
-    """Clones of the arguments, one per tensor, and the leaves among them that want a gradient.
+def _copies(inputs: Inputs, *, frozen: bool, wide: bool) -> tuple[Any, Any]:
+    """Clones of the arguments, one per tensor.
 
-    If no parameter does, floating inputs do: else there would be no backward pass to measure.
+    If no parameter wants a gradient, floating inputs do: else there would be none to measure.
     """
     copies: dict[int, Tensor] = {}
-    leaves: list[Tensor] = []
 
     def copy(tensor: Tensor) -> Tensor:
         if id(tensor) not in copies:
             clone = tensor.detach().clone()
             clone = _widened(clone) if wide else clone
-            if (
-                torch.is_grad_enabled()
-                and clone.is_floating_point()
-                and (frozen or tensor.requires_grad)
-            ):
-                leaves.append(clone.requires_grad_())
-                clone = clone.clone()  # the model may write into its input, not into a leaf
+            if clone.is_floating_point() and (frozen or tensor.requires_grad):
+                # Not the leaf itself: the model may write into its input, not into a leaf.
+                clone = clone.requires_grad_().clone()
             copies[id(tensor)] = clone
         return copies[id(tensor)]
 
     args, kwargs = tree_map_only(Tensor, copy, (inputs.args, inputs.kwargs))
-    return args, kwargs, leaves
+    return args, kwargs
 
 
 def _where_it_failed(model: nn.Module, where: str, args: Any, error: Exception) -> str:
@@ -292,13 +283,13 @@ def _loss(loss_fn: Callable[[Any], Tensor], output: Any) -> Tensor:
 
 
 def _backward(
-    output: Any, loss: Tensor | None, wanted: tuple[Tensor, ...], scale: float
+    output: Any, loss: Tensor | None, edges: list[GradientEdge], scale: float
 ) -> list[str]:
     """Run the backward pass for the sake of its hooks; notes if there is none to run."""
     roots = [
         t for t in ([loss] if loss is not None else floating_leaves(output)) if t.requires_grad
     ]
-    if not roots or not wanted:
+    if not roots or not edges:
         return ["no gradients: the output does not depend on anything that requires them"]
     root = roots[0]
     if loss is None:
@@ -308,10 +299,10 @@ def _backward(
         cotangent = torch.ones(root.shape, dtype=torch.float64, device="cpu")
     cotangent = (cotangent * scale).to(root.device, root.dtype)
     # In torch's own backward nothing writes into the model; then `preserved` need not watch.
-    watch = nullcontext() if _runs_python(root, wanted) else torch._C._DisableTorchDispatch()  # noqa: SLF001
+    watch = nullcontext() if _runs_python(root) else torch._C._DisableTorchDispatch()  # noqa: SLF001
     try:
         with watch:
-            torch.autograd.grad(root, wanted, cotangent, allow_unused=True)
+            torch.autograd.grad(root, edges, cotangent, allow_unused=True)
     except Exception as error:
         raise ModelError(
             f"the backward pass failed: {type(error).__name__}: {error}. "
@@ -320,10 +311,8 @@ def _backward(
     return []
 
 
-def _runs_python(root: Tensor, wanted: tuple[Tensor, ...]) -> bool:
-    """Whether the backward pass runs the user's Python: hooks, autograd Functions, tensor types."""
-    if any(type(t) not in (Tensor, nn.Parameter) or t._backward_hooks for t in wanted):  # noqa: SLF001
-        return True
+def _runs_python(root: Tensor) -> bool:
+    """Whether the backward pass runs the user's Python: module hooks and autograd Functions do."""
     front, seen = [root.grad_fn], {root.grad_fn}
     while front:
         node = front.pop()

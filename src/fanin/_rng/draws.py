@@ -118,7 +118,7 @@ def thresholds(stream: Stream, rows: int, columns: Array, count: int) -> Array:
     width = max(1, RANKED_AT_ONCE // rows)
     for c in (slice(k, k + width) for k in range(0, columns.size, width)):
         block = ranked(Elements(stream, np.arange(rows), columns[c]))
-        least[c] = np.partition(block, count - 1, axis=0)[count]
+        least[c] = np.partition(block, count, axis=0)[count]
     return least
 
 

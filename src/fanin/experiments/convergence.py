@@ -195,7 +195,7 @@ def _row(t: Trial) -> tuple[Cell, ...]:
 
 
 def _marks(steps: int) -> list[int]:
-    return [steps * (i + 1) // CURVE for i in range(CURVE)]
+    return [max(1, steps * (i + 1) // CURVE) for i in range(CURVE)]
 
 
 def _paint(figure: Figure, found: tuple[Trial, ...], networks: tuple[Network, ...]) -> None:

@@ -117,7 +117,7 @@ def measure(
     signals = dict.fromkeys(ACTIVATIONS, x_BN)
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in ACTIVATIONS}
     for layer in range(size.depth):
-        key = f"{start.name}.{layer}"
+        key = f"100-layers.{start.name}.{layer}"
         w_NN = torch.empty(size.width, size.width)
         b_N = torch.zeros(size.width)
         fill_(w_NN, start.weight, key=f"{key}.weight", seed=seed)
@@ -260,8 +260,11 @@ def _paint(figure: Figure, found: tuple[Comparison, ...]) -> None:
         axes[1].set_xlabel("layer")
     grid[0, 0].set_ylabel("std of activations")
     grid[1, 0].set_ylabel("similarity of two inputs\n(mean cosine)")
-    grid[1, 0].text(50, 0.04, "all others: as different as they came in", ha="center")
-    grid[1, 1].text(50, 0.88, "all without biases: on one curve", ha="center")
+    for axis, height, text in (
+        (grid[1, 0], 0.09, "all others: as different as they came in"),
+        (grid[1, 1], 0.83, "all without biases: on one curve"),
+    ):
+        axis.text(0.55, height, text, ha="center", transform=axis.transAxes)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 

@@ -119,14 +119,14 @@ def density(case: Case, at: Tensor) -> Tensor:
     return torch.where(scale > 0, normal, 0.0)
 
 
-def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
+def run(*, out: Path, seed: int = 0, progress: Progress = silent, width: int = WIDTH) -> Result:
     """The table of moments, histograms in text, and the figure."""
     cases = []
     with sandbox(seed, flush_denormal=False):
         for i, slope in enumerate(SLOPES):
-            progress(i / (len(SLOPES) + 1), f"slope {slope:.3g}")
-            cases.append(measure(slope, seed=seed))
-        progress(len(SLOPES) / (len(SLOPES) + 1), "drawing")
+            progress(0.9 * i / len(SLOPES), f"slope {slope:.3g}")
+            cases.append(measure(slope, seed=seed, width=width))
+        progress(0.9, "drawing")
         figures, notes = draw("leaky-relu", out, (10.0, 4.6), lambda figure: _paint(figure, cases))
         tables = (_moments_table(cases), _histogram_table(cases))
     last = [case.second_moments[-1] for case in cases]
@@ -146,7 +146,7 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent) -> Result:
                 "Slope 2.24 = sqrt(5) is what torch.nn.Linear passes to kaiming_uniform_, whatever activation "
                 "follows: gain 1/sqrt(3) = 0.577, where a ReLU needs 1.414."
             ),
-            f"Seed {seed}, width {WIDTH}, batch {BATCH} of N(0, 1).",
+            f"Seed {seed}, width {width}, batch {BATCH} of N(0, 1).",
             *notes,
         ),
     )
