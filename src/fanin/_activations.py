@@ -242,6 +242,9 @@ def slope_mixture(
     )
 
 
+MOST_KINKS = 32  # of a staircase, those nearest to zero; quadrature finds the others by itself
+
+
 def described(name: str, f: Function, df: Function) -> Nonlinearity:
     """The nonlinearity of two functions alone: its kinks and symmetries are found numerically.
 
@@ -261,7 +264,7 @@ def described(name: str, f: Function, df: Function) -> Nonlinearity:
             name,
             f,
             df,
-            kinks=tuple(sorted(sharp | soft)),
+            kinks=tuple(sorted(sorted(sharp | soft, key=abs)[:MOST_KINKS])),
             homogeneous=bool(np.allclose(y, straight, rtol=1e-12, atol=0.0)),
             odd=bool(np.allclose(y, -f(-x), rtol=1e-12, atol=0.0)),
             saturating=bool(np.abs(y).max() <= 1.01 * np.abs(y[np.abs(x) < 100.0]).max()),

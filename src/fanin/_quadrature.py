@@ -24,7 +24,10 @@ Function = Callable[[Array], Array]
 ORDER = 20  # nodes a panel: exact for polynomials of degree 39
 REACH = 38.5  # exp(-38.5^2 / 2) is the last normal double: what lies beyond cannot be weighed
 DEPTH = 60  # halvings of one panel, down to a width of 1e-17
-CROWD = 400  # panels that may be open at once: far more than kinks and steps ask for
+# Panels that may be open at once: more than kinks and steps ask for. A function whose rounding is
+# coarser than the tolerance (one that works in float32, say) ends here.
+CROWD, CROWD_PAIR = 4000, 100
+BLOCK = 1 << 19  # values of a pair's inner integrals held at once, 4 MiB
 TOLERANCE = 1e-14  # of a panel against its halves, relative to the whole integral
 
 # Breakpoints in units of z follow the weight; those in units of x = sqrt(q) z follow the
@@ -56,17 +59,18 @@ def _panel_sums(integrand: Function, left: Array, right: Array) -> tuple[Array, 
     return width * (values @ weights), float(width @ (np.abs(values) @ weights))
 
 
-def _integral(integrand: Function, edges: Array, floor: float = 0.0) -> float:
+def _integral(
+    integrand: Function, edges: Array, *, floor: float = 0.0, crowd: int = CROWD
+) -> float:
     """Integral over the panels between ``edges``, halving each one that its halves contradict.
 
-    ``floor`` bounds from below the size against which an error counts. A function whose rounding
-    is coarser than the tolerance ends at `CROWD` panels.
+    ``floor`` bounds from below the size against which an error counts.
     """
     left, right = edges[:-1], edges[1:]
     coarse, size = _panel_sums(integrand, left, right)
     total, size = 0.0, max(size, floor)
     for _ in range(DEPTH):
-        if not 0 < len(left) <= CROWD:
+        if not 0 < len(left) <= crowd:
             break
         middle = (left + right) / 2
         left, right = np.concatenate([left, middle]), np.concatenate([middle, right])
@@ -124,15 +128,21 @@ def expectation(g: Function, q: float = 1.0, kinks: Sequence[float] = ()) -> flo
 
 def _smoothed(f: Function, shift: Array, spread: float, kinks: Array) -> Array:
     """E[f(shift + spread * w)] for w ~ N(0, 1), for each entry of ``shift``: panels per entry."""
-    nodes, weights = _rule()
     base = np.concatenate([-_Z_PAIR[:0:-1], _Z_PAIR])
-    reach = base[-1]
-    cuts = np.clip((_features(spread, kinks) - shift[:, None]) / spread, -reach, reach)
-    edges = np.sort(np.concatenate([np.broadcast_to(base, (len(shift), len(base))), cuts], axis=1))
-    left, width = edges[:, :-1, None], np.diff(edges, axis=1)[:, :, None]
-    w = left + width * nodes
-    values = f((shift[:, None, None] + spread * w).ravel()).reshape(w.shape)
-    return np.asarray(np.einsum("ijk,ijk,k->i", values, _weight(w) * width, weights))
+    features = _features(spread, kinks)
+    rows = max(1, BLOCK // (ORDER * (len(base) + len(features))))
+    nodes, weights = _rule()
+
+    def block(some: Array) -> Array:
+        cuts = np.clip((features - some[:, None]) / spread, base[0], base[-1])
+        edges = np.concatenate([np.broadcast_to(base, (len(some), len(base))), cuts], axis=1)
+        edges.sort(axis=1)
+        left, width = edges[:, :-1, None], np.diff(edges, axis=1)[:, :, None]
+        w = left + width * nodes
+        values = f((some[:, None, None] + spread * w).ravel()).reshape(w.shape)
+        return np.asarray(np.einsum("ijk,ijk,k->i", values, _weight(w) * width, weights))
+
+    return np.concatenate([block(shift[i : i + rows]) for i in range(0, len(shift), rows)])
 
 
 def pair_expectation(f: Function, q: float, c: float, kinks: Sequence[float] = ()) -> float:
@@ -170,7 +180,8 @@ def pair_expectation(f: Function, q: float, c: float, kinks: Sequence[float] = (
     size = expectation(lambda u: np.square(f(u)), q, kinks)
     # near c = 1 a kink of f is a narrow step of h, which the nodes of a wide panel would not see
     steps = np.add.outer(points, own * _STEP).ravel() if own < 0.1 * shared else points
-    return _integral(lambda z: product(z) * _weight(z), _edges(shared, steps, _Z_PAIR), floor=size)
+    edges = _edges(shared, steps, _Z_PAIR)
+    return _integral(lambda z: product(z) * _weight(z), edges, floor=size, crowd=CROWD_PAIR)
 
 
 def root(fn: Callable[[float], float], low: float, high: float) -> float:
@@ -223,7 +234,7 @@ def jumps(g: Function) -> tuple[float, ...]:
     left, right, at_left, at_right = edges[:-1], edges[1:], at_edges[:-1], at_edges[1:]
     for _ in range(64):
         change = np.abs(at_right - at_left)
-        keep = change > 1e-7 * (1 + np.maximum(np.abs(at_left), np.abs(at_right)))
+        keep = change > 1e-5 * (1 + np.maximum(np.abs(at_left), np.abs(at_right)))
         left, right, at_left, at_right = left[keep], right[keep], at_left[keep], at_right[keep]
         if not left.size:
             break
