@@ -217,3 +217,30 @@ def test_a_parametrization_without_inverse_is_a_clear_error():
     with pytest.raises(ModelError, match=r"1\.weight is computed by the parametrization Double"):
         fanin.initialize_(model)
     assert same(model, before)
+
+
+def test_sharded_parameters():
+    """A DTensor gets its part; one with slices of its own is refused before anything is written."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+
+        def sharded(model):
+            for module in model.modules():
+                for name, p in list(module.named_parameters(recurse=False)):
+                    split = distribute_tensor(p.detach(), mesh, [Shard(0)], src_data_rank=None)
+                    setattr(module, name, nn.Parameter(split))
+            return model
+
+        whole, split = nn.Linear(6, 8), sharded(nn.Linear(6, 8))
+        fanin.initialize_(whole, scheme="kaiming", seed=3)
+        fanin.initialize_(split, scheme="kaiming", seed=3)
+        assert torch.equal(split.weight.to_local(), whole.weight[4:])
+        with pytest.raises(ModelError, match=r"in_proj_weight is a DTensor .*q, k, v"):
+            fanin.initialize_(sharded(nn.MultiheadAttention(8, 2)), scheme="kaiming")
+    finally:
+        dist.destroy_process_group()

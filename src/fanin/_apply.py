@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ._errors import ModelError, PlanError, closest
 from ._fill import check_fillable, fill_
 from ._roles import Slot, slots_of
+from ._shards import is_dtensor
 from .distributions import Distribution
 
 if TYPE_CHECKING:
@@ -81,7 +82,12 @@ def _chosen(plan: InitPlan, only: str | Iterable[str] | None) -> tuple[Row, ...]
 def _check_writable(row: Row, slot: Slot) -> None:
     """Everything that could fail halfway is asked before the first write."""
     if slot.through:
-        _check_parametrization(slot)
+        check_parametrization(slot)
+    if row.packed and is_dtensor(slot.tensor):
+        raise ModelError(
+            f"{row.name} is a DTensor and has slices drawn on their own ({', '.join(p.name for p in row.packed)}); "
+            "a slice of a DTensor is a copy. Fill the model before sharding it. Nothing was written."
+        )
     for distribution, part in _pieces(row, slot.tensor.detach()):
         try:
             check_fillable(part, distribution)
@@ -89,7 +95,7 @@ def _check_writable(row: Row, slot: Slot) -> None:
             raise ModelError(f"{row.name}: {error} Nothing was written.") from error
 
 
-def _check_parametrization(slot: Slot) -> None:
+def check_parametrization(slot: Slot) -> None:
     """A parametrization can be written through only if it says how to invert itself."""
     by_leaf = dict(getattr(slot.owner, "parametrizations", nn.ModuleDict()).items())
     for step in by_leaf.get(slot.leaf, ()):
@@ -123,10 +129,10 @@ def _write(row: Row, slot: Slot, seed: int) -> None:
         part = target.narrow(p.dim, p.start, p.stop - p.start)
         fill_(part, p.distribution, key=f"{row.name}:{p.name}", seed=seed)
     if slot.through:
-        _write_through(slot, target)
+        write_through(slot, target)
 
 
-def _write_through(slot: Slot, value: Tensor) -> None:
+def write_through(slot: Slot, value: Tensor) -> None:
     """Set the parameters behind ``slot`` so that the module computes ``value``."""
     own = slot.owner._parameters  # noqa: SLF001 - the hook-based norms keep their parts there
     if slot.leaf in getattr(slot.owner, "parametrizations", {}):

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ._errors import InvalidValueError, ModelError
 from ._fill import write, write_constant
 from ._rng import Stream
-from ._shards import _is_dtensor
+from ._shards import is_dtensor
 from .distributions import DISTRIBUTIONS, Distribution
 
 Draw = tuple[str, list[Any]]  # a distribution's kind, and its arguments by position
@@ -58,7 +58,7 @@ def put(tensor: Tensor, draw: Draw, key: str, seed: Tensor | None) -> None:
     kind, arguments = draw
     if kind in NATIVE:
         write_constant(tensor, *arguments)
-    elif _is_dtensor(tensor):
+    elif is_dtensor(tensor):
         _write(tensor, seed, kind, arguments, key)
     else:
         with torch.no_grad():

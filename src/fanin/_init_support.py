@@ -19,7 +19,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ._activations import ALIASES, NOT_ELEMENTWISE, TORCH_NAMES, names
-from ._apply import _check_parametrization, _write_through
+from ._apply import check_parametrization, write_through
 from ._errors import InvalidValueError, ModelError, UncoveredParameterError, closest
 from ._facts import PartInfo
 from ._fans import Fan
@@ -27,7 +27,7 @@ from ._init_op import Draw, InitLazyError, check, put, seed_for
 from ._layouts import Spec, specs_of, tensor_of
 from ._nonlinearity import gain
 from ._roles import Slot, slots_of
-from ._shards import _is_dtensor, index_of
+from ._shards import is_dtensor, index_of
 from .distributions import TruncatedNormal
 
 KEY = "fanin.init"  # every call has a seed of its own, so one stream's name serves them all
@@ -147,7 +147,7 @@ def _check_lasting(tensor: object) -> None:
 
 def _is_moved(view: Tensor, owner: Tensor) -> bool:
     """Whether this view of a DTensor was gathered from other ranks, so that it shares no memory."""
-    if view is owner or not _is_dtensor(view):
+    if view is owner or not is_dtensor(view):
         return False
     with torch.no_grad():
         here, there = (t.to_local().untyped_storage().data_ptr() for t in (view, owner))  # type: ignore[attr-defined]
@@ -306,7 +306,7 @@ def _fill_module(module: nn.Module, law: Law, generator: Generator | None, name:
     slot = next(s for s in slots_of(module) if name in (s.name, *s.aliases))
     spec = specs_of(module).get(name) or specs_of(slot.owner).get(slot.leaf) or Spec("free")
     if slot.through:
-        _check_parametrization(slot)
+        check_parametrization(slot)
     value = torch.empty_like(slot.tensor.detach()) if slot.through else slot.tensor
     sites = _sites(slot, spec, value, law)
     for site in sites:
@@ -316,7 +316,7 @@ def _fill_module(module: nn.Module, law: Law, generator: Generator | None, name:
         _put_site(value, site, seed)
     if slot.through:
         with torch.no_grad():
-            _write_through(slot, value)
+            write_through(slot, value)
 
 
 def _sites(slot: Slot, spec: Spec, value: Tensor, law: Law) -> list[_Site]:
@@ -367,7 +367,7 @@ def _exact_fans(slot: Slot, fan: Fan | None) -> Callable[[], tuple[float, float]
 def _put_site(value: Tensor, site: _Site, seed: Tensor | None) -> None:
     if site.whole:
         put(value, site.draw, site.key, seed)
-    elif _is_dtensor(value):
+    elif is_dtensor(value):
         _put_rows(value, site, seed)
     else:
         part = value.detach().narrow(site.dim, site.start, site.stop - site.start)

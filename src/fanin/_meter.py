@@ -223,32 +223,18 @@ class _Figures:
 
 
 def _figures(sums: Iterable[Sums | None]) -> list[_Figures]:
-    """All sums as numbers, with one transfer per device and kind."""
-    known = dict(enumerate(sums))
-    found = {i: s for i, s in known.items() if s is not None}
-    names = ("squares", "total", "cosines", "samples")
-    figures: dict[int, dict[str, float]] = {
-        i: dict(zip(names, row, strict=False))
-        for i, row in zip(found, _fetched([s.always for s in found.values()]), strict=True)
-    }
-    extra = [(i, name, value) for i, s in found.items() for name, value in s.extra.items()]
-    numbers = _fetched([value.double().view(1) for _, _, value in extra])
-    for (i, name, _), (number,) in zip(extra, numbers, strict=True):
-        figures[i][name] = number
-    return [_Figures(n=s.n, **figures[i]) if s else _Figures() for i, s in known.items()]
-
-
-def _fetched(vectors: list[Tensor]) -> list[list[float]]:
-    """Vectors of one length as numbers."""
+    """All sums as numbers, with one transfer per device."""
+    found = list(sums)
+    named = [(i, name, value) for i, s in enumerate(found) if s for name, value in s.named.items()]
     places: dict[torch.device, list[int]] = defaultdict(list)
-    for i, vector in enumerate(vectors):
-        places[vector.device].append(i)
-    numbers: list[list[float]] = [[]] * len(vectors)
+    for at, (_, _, value) in enumerate(named):
+        places[value.device].append(at)
+    figures: list[dict[str, float]] = [{} for _ in found]
     for indices in places.values():
-        rows = torch.stack([vectors[i] for i in indices]).tolist()
-        for i, row in zip(indices, rows, strict=True):
-            numbers[i] = row
-    return numbers
+        numbers = torch.stack([named[at][2].double() for at in indices]).tolist()
+        for at, number in zip(indices, numbers, strict=True):
+            figures[named[at][0]][named[at][1]] = number
+    return [_Figures(n=s.n, **f) if s else _Figures() for s, f in zip(found, figures, strict=True)]
 
 
 def _range(op: Op) -> tuple[float, float] | None:

@@ -50,7 +50,7 @@ def index_of(tensor: Tensor) -> Shard:
     (range(0, 4), range(0, 6), (4, 2, 3))
     """
     shape = tuple(tensor.shape)
-    if not _is_dtensor(tensor):
+    if not is_dtensor(tensor):
         if len(shape) < 2:
             return Shard(tensor, range(1), range(tensor.numel()), shape)
         return Shard(tensor, range(shape[0]), range(math.prod(shape[1:])), shape)
@@ -69,7 +69,8 @@ def index_of(tensor: Tensor) -> Shard:
     return Shard(local, axes[0], _flat(axes[1:], shape[1:]), shape)
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is distributed over a mesh; never imports what tells."""
     # A process that never imported DTensor, which is slow to import, cannot hold one.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
