@@ -51,7 +51,9 @@ def test_names_cost_no_torch():
 def test_every_name_has_a_module():
     assert experiments.NAMES[0] == "main"
     for name in experiments.NAMES:
-        assert callable(__import__(f"fanin.experiments.{experiments._MODULES[name]}", fromlist=["run"]).run)
+        assert callable(
+            __import__(f"fanin.experiments.{experiments._MODULES[name]}", fromlist=["run"]).run
+        )
 
 
 def test_unknown_name_lists_the_known_ones(tmp_path):
@@ -62,14 +64,21 @@ def test_unknown_name_lists_the_known_ones(tmp_path):
 # every experiment, in a small form -----------------------------------------------------------
 
 SMALL = {
-    "main": {"networks": (main.Network("tanh", 20, 32, nn.Tanh, 12), main.Network("ReLU", 12, 32, nn.ReLU, 12))},
+    "main": {
+        "networks": (
+            main.Network("tanh", 20, 32, nn.Tanh, 12),
+            main.Network("ReLU", 12, 32, nn.ReLU, 12),
+        )
+    },
     "100-layers": {"size": hundred_layers.Size(64, 32, 12, (1, 5, 12))},
     "fan-modes": {},
     "leaky-relu": {"width": 128},
     "convergence": {
         "networks": (
             convergence.Network("MLP, small", lambda: _networks.mlp(6, 16, nn.ReLU), 6, 32, 1.0),
-            convergence.Network("CNN, small", lambda: _networks.convnet(4, 8, halve_at=1), 4, 32, 1.0),
+            convergence.Network(
+                "CNN, small", lambda: _networks.convnet(4, 8, halve_at=1), 4, 32, 1.0
+            ),
         )
     },
 }
@@ -86,7 +95,9 @@ def small(request, tmp_path_factory):
     told: list[float] = []
     torch.manual_seed(5)
     before = process_state()
-    result = run_small(request.param, tmp_path_factory.mktemp("out") / "new", progress=lambda f, _: told.append(f))
+    result = run_small(
+        request.param, tmp_path_factory.mktemp("out") / "new", progress=lambda f, _: told.append(f)
+    )
     return request.param, result, told, before, process_state()
 
 
@@ -197,9 +208,15 @@ def test_figures_are_reproducible(tmp_path):
 
 
 def test_table_formats():
-    table = Table("t", ("a", "b", "c"), ((1, 0.25, "x"), (None, 1e-13, "y"), (2, math.nan, "z")), {"b": ".2g"})
+    table = Table(
+        "t", ("a", "b", "c"), ((1, 0.25, "x"), (None, 1e-13, "y"), (2, math.nan, "z")), {"b": ".2g"}
+    )
     text = Result("main", "s", (table,)).text()
-    assert [line.split() for line in text.splitlines()[2:5]] == [["1", "0.25", "x"], ["-", "1e-13", "y"], ["2", "nan", "z"]]
+    assert [line.split() for line in text.splitlines()[2:5]] == [
+        ["1", "0.25", "x"],
+        ["-", "1e-13", "y"],
+        ["2", "nan", "z"],
+    ]
 
 
 def test_three_digits_by_default():
@@ -238,7 +255,9 @@ def test_missing_sklearn_names_the_extra(monkeypatch, tmp_path):
         main.run(out=tmp_path)
 
 
-@pytest.mark.parametrize("net", [_networks.mlp(5, 16, nn.Tanh), _networks.convnet(5, 8, halve_at=2)], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    "net", [_networks.mlp(5, 16, nn.Tanh), _networks.convnet(5, 8, halve_at=2)], ids=["mlp", "cnn"]
+)
 def test_networks_have_their_depth(net):
     weights = [p for name, p in net.named_parameters() if name.endswith("weight")]
     assert len(weights) == 5
@@ -256,7 +275,14 @@ def test_training_learns_and_counts(digits):
     """A linear model on digits is above 90 % after 100 steps (scikit-learn's logistic regression: 96 %)."""
     model = nn.Linear(64, 10)
     done = _training.train(
-        model, digits, lambda p: torch.optim.SGD(p, lr=0.1), steps=100, batch=64, seed=0, progress=silent, label=""
+        model,
+        digits,
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        steps=100,
+        batch=64,
+        seed=0,
+        progress=silent,
+        label="",
     )
     assert len(done.losses) == 100
     assert done.test_accuracy > 0.9
@@ -271,7 +297,9 @@ def test_training_learns_and_counts(digits):
 
 def gauss(f, q):
     """E f(sqrt(q) z), by scipy."""
-    return integrate.quad(lambda z: f(math.sqrt(q) * z) * stats.norm.pdf(z), -12, 12, points=[0.0], limit=200)[0]
+    return integrate.quad(
+        lambda z: f(math.sqrt(q) * z) * stats.norm.pdf(z), -12, 12, points=[0.0], limit=200
+    )[0]
 
 
 @pytest.mark.parametrize(("name", "f"), [("tanh", math.tanh), ("relu", lambda u: max(u, 0.0))])
@@ -319,11 +347,16 @@ def test_spread_by_simulation(orthogonal):
             w = q * r.diagonal(dim1=1, dim2=2).sign()[:, None] * math.sqrt(n)
         x = torch.relu(torch.einsum("coi,ci->co", w, x) * math.sqrt(2 / n))
     logs = x.square().mean(1).log()
-    *_, expected = _mean_field.expected_path("relu", 2.0, 0.0, depth=depth, width=n, orthogonal=orthogonal)
+    *_, expected = _mean_field.expected_path(
+        "relu", 2.0, 0.0, depth=depth, width=n, orthogonal=orthogonal
+    )
     sd = 2 * math.sqrt(expected.log_error**2 - 5 / n**2 / 4)
     assert float(logs.std()) == pytest.approx(sd, rel=3 * 0.04 + 0.04)
     # The mean of a log: -variance/2, and half the third cumulant, of order 1/n, allowed beside.
-    assert abs(float(logs.mean()) - 2 * expected.log_shift) < 3 * sd / math.sqrt(count) + 10 * depth / n**2
+    assert (
+        abs(float(logs.mean()) - 2 * expected.log_shift)
+        < 3 * sd / math.sqrt(count) + 10 * depth / n**2
+    )
 
 
 def test_overflow_is_told():
@@ -376,7 +409,9 @@ def test_theory_of_tanh(name):
     path = hundred_layers.predict(starts()[name], "tanh")
     for layer, value in zip(LAYERS, THEORY[name], strict=True):
         digits = len(f"{value:.4e}".partition("e")[0].replace(".", "").rstrip("0"))
-        assert float(f"{path[layer - 1].std:.{digits - 1}e}") == pytest.approx(value, rel=1.01 * 10 ** (1 - digits))
+        assert float(f"{path[layer - 1].std:.{digits - 1}e}") == pytest.approx(
+            value, rel=1.01 * 10 ** (1 - digits)
+        )
 
 
 @pytest.mark.parametrize("activation", REFERENCE)
@@ -405,14 +440,19 @@ def test_measured_agrees_with_theory_in_small(name):
     for activation, path in measured.items():
         expected = hundred_layers.predict(start, activation, size)
         for layer in (1, 5, 15):
-            assert abs(expected[layer - 1].standard_errors(path.stds[layer - 1])) < 3, (activation, layer)
+            assert abs(expected[layer - 1].standard_errors(path.stds[layer - 1])) < 3, (
+                activation,
+                layer,
+            )
         # A cosine of two of n independent coordinates has standard error 1/sqrt(n), fewer by pairs
         # and more by depth: one of it for every layer is an upper bound.
         assert abs(path.cosines[0] - expected[0].cosine) < 3 / math.sqrt(128)
 
 
 def test_default_collapses_in_small():
-    measured = hundred_layers.measure(starts(128)["PyTorch default"], hundred_layers.Size(128, 64, 25))
+    measured = hundred_layers.measure(
+        starts(128)["PyTorch default"], hundred_layers.Size(128, 64, 25)
+    )
     for path in measured.values():
         assert path.stds[-1] > 1e-2
         assert path.cosines[-1] > 0.999
@@ -435,7 +475,11 @@ def test_100_layers_agrees_with_reference(full_comparison, activation, name):
             assert not math.isfinite(measured)
             continue
         error = math.sqrt(2) * c.expected[activation][layer - 1].log_error
-        assert abs(math.log(measured / value)) < 3 * error + rounding(value), (layer, measured, value)
+        assert abs(math.log(measured / value)) < 3 * error + rounding(value), (
+            layer,
+            measured,
+            value,
+        )
 
 
 @pytest.mark.slow
@@ -448,7 +492,12 @@ def test_100_layers_similarity(full_comparison):
         assert path.cosines[-1] > 0.9995
     kaiming = starts()["Kaiming normal"]
     size = hundred_layers.Size(batch=128)
-    logs = torch.tensor([math.log(1 - hundred_layers.measure(kaiming, size, seed=s)["relu"].cosines[-1]) for s in range(4)])
+    logs = torch.tensor(
+        [
+            math.log(1 - hundred_layers.measure(kaiming, size, seed=s)["relu"].cosines[-1])
+            for s in range(4)
+        ]
+    )
     bound = stats.t.ppf(stats.norm.cdf(3), 3) * float(logs.std()) * math.sqrt(1 + 1 / 4)
     assert abs(math.log(1 - 0.991) - float(logs.mean())) < bound
 
@@ -483,7 +532,10 @@ def test_exact_fans_give_one(name, make):
     bound = 3 * math.sqrt(2 / weight.numel() + 2 * taps / (8 * 32 * 12**2))
     assert abs(exact.forward - 1) < bound
     assert abs(exact.backward - 1) < bound
-    wrong_in, wrong_out = exact.fan.fan_in / torch_.fan.fan_in, exact.fan.fan_out / torch_.fan.fan_out
+    wrong_in, wrong_out = (
+        exact.fan.fan_in / torch_.fan.fan_in,
+        exact.fan.fan_out / torch_.fan.fan_out,
+    )
     assert abs(torch_.forward / wrong_in - 1) < bound
     assert abs(torch_.backward / wrong_out - 1) < bound
 
@@ -522,7 +574,9 @@ def test_density_is_one(slope):
     case = leaky_relu.Case(slope, 1.0, torch.empty(0), torch.empty(0), ())
     at = torch.linspace(-14, 14, 1_400_001, dtype=torch.float64)
     density = leaky_relu.density(case, at)
-    assert float(torch.trapezoid(density, at)) == pytest.approx(1.0 if slope else 0.5, abs=2e-5 * float(density.max()))
+    assert float(torch.trapezoid(density, at)) == pytest.approx(
+        1.0 if slope else 0.5, abs=2e-5 * float(density.max())
+    )
     assert float(torch.trapezoid(density * at**2, at)) == pytest.approx(1.0, abs=1e-5)
 
 
@@ -559,7 +613,11 @@ def test_main_separates_the_two(full_main):
     excess is (10 - 1)/(2 * 1280) = 0.004; biases that walk with the batches add at most as much
     again. Three times both: 0.025.
     """
-    losses = {t.title.split(",")[0]: {r[0]: r[5] for r in t.rows} for t in full_main.tables if "training loss" in t.title}
+    losses = {
+        t.title.split(",")[0]: {r[0]: r[5] for r in t.rows}
+        for t in full_main.tables
+        if "training loss" in t.title
+    }
     for name, limit in (("tanh", 0.6), ("ReLU", 1.2)):
         assert abs(losses[name]["default"] - math.log(10)) < 0.025
         assert losses[name]["fanin"] < limit
@@ -599,7 +657,11 @@ def full_convergence(digits):
 def test_convergence_agrees_with_reference(full_convergence, case):
     """One run against three: Student's t with 2 degrees of freedom, at the level of 3 sigma;
     0.02 beside it at chance, where three equal figures show no spread."""
-    (t,) = [t for t in full_convergence if (t.start, t.optimizer) == case and t.network is convergence.NETWORKS[0]]
+    (t,) = [
+        t
+        for t in full_convergence
+        if (t.start, t.optimizer) == case and t.network is convergence.NETWORKS[0]
+    ]
     seen = torch.tensor(MLP_LOSSES[case])
     bound = stats.t.ppf(stats.norm.cdf(3), 2) * float(seen.std()) * math.sqrt(1 + 1 / 3) + 0.02
     assert abs(t.training.around(len(t.training.losses)) - float(seen.mean())) < bound
@@ -632,7 +694,9 @@ def test_starts_are_schemes(digits):
 
 def load_example(name: str) -> dict:
     scope: dict[str, object] = {"__name__": name}
-    exec(compile((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"), f"{name}.py", "exec"), scope)
+    exec(
+        compile((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"), f"{name}.py", "exec"), scope
+    )
     return scope
 
 

@@ -43,8 +43,8 @@ def plan(
         >>> import fanin
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 10))
-        >>> fanin.plan(net, scheme="kaiming")["0.weight"].std
-        0.1767766952966369
+        >>> round(fanin.plan(net, scheme="kaiming")["0.weight"].std, 4)
+        0.1768
     """
     return build_plan(describe(model, example_inputs), scheme_named(scheme), overrides)
 

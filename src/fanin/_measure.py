@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 CAP = 2**16  # elements of one tensor that are looked at for the cosine
-_SAFE = (1e-26, 1e26)  # mean squares that float32 sums hold with all their digits
+_SAFE = (1e-30, 1e30)  # mean squares that float32 sums hold with all their digits
 _LEAST = 1e-300  # a norm of 0 counts as this, so that 0/0 is 0
 FEW = 2**12  # enough for a fourth moment that is needed to one digit
 
@@ -69,7 +69,7 @@ class Wanted(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What one tensor of ``n`` elements tells, still on its device.
+    """What one tensor of ``n`` elements tells; tensors, unless looking at them is free.
 
     Args:
         named: ``squares``: sum x^2; ``total``: sum x; ``cosines``: |sum_b x_b/|x_b||^2;
@@ -78,7 +78,7 @@ class Sums(NamedTuple):
     """
 
     n: int
-    named: dict[str, Tensor]
+    named: dict[str, Tensor] | dict[str, float]
 
 
 class Sample(NamedTuple):
@@ -150,14 +150,14 @@ class Bench:
         if wanted.kurtosis:
             few = x_BF.view(-1)[:: math.ceil(x_BF.numel() / FEW)].square()
             named["kurtosis"] = few.dot(few) * len(few) / few.sum().square()
-        return Sums(value.numel(), named)
+        return _ready(value, named)
 
     def backward(self, grad: Tensor) -> Sums:
         """The gradient's sum of squares."""
         named: dict[str, Tensor] = {}
         grad = _scaled(grad.detach(), named)
         named["squares"] = _squares(grad)
-        return Sums(grad.numel(), named)
+        return _ready(grad, named)
 
     def _weight(self, norm_B: Tensor) -> Tensor:
         """Rows 1/|x_b|, 0 for a sample of zeros, and 1; the same memory at every call."""
@@ -169,6 +169,12 @@ class Bench:
         weight_2B = self._weights[key]
         torch.reciprocal(norm_B.clamp_min(_LEAST), out=weight_2B[0])
         return weight_2B
+
+
+def _ready(value: Tensor, named: dict[str, Tensor]) -> Sums:
+    if value.device.type == "cpu":
+        return Sums(value.numel(), {name: float(number) for name, number in named.items()})
+    return Sums(value.numel(), named)
 
 
 def _scaled(value: Tensor, named: dict[str, Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -225,15 +226,16 @@ class _Figures:
 def _figures(sums: Iterable[Sums | None]) -> list[_Figures]:
     """All sums as numbers, with one transfer per device."""
     found = list(sums)
-    named = [(i, name, value) for i, s in enumerate(found) if s for name, value in s.named.items()]
-    places: dict[torch.device, list[int]] = defaultdict(list)
-    for at, (_, _, value) in enumerate(named):
-        places[value.device].append(at)
-    figures: list[dict[str, float]] = [{} for _ in found]
-    for indices in places.values():
-        numbers = torch.stack([named[at][2].double() for at in indices]).tolist()
-        for at, number in zip(indices, numbers, strict=True):
-            figures[named[at][0]][named[at][1]] = number
+    figures: list[dict[str, Any]] = [dict(s.named) if s else {} for s in found]
+    places: dict[torch.device, list[tuple[int, str]]] = defaultdict(list)
+    for i, named in enumerate(figures):
+        for name, value in named.items():
+            if isinstance(value, Tensor):
+                places[value.device].append((i, name))
+    for where in places.values():
+        numbers = torch.stack([figures[i][name].double() for i, name in where]).tolist()
+        for (i, name), number in zip(where, numbers, strict=True):
+            figures[i][name] = number
     return [_Figures(n=s.n, **f) if s else _Figures() for s, f in zip(found, figures, strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 Numbers are reduced in float64 and fetched together at the end. The gradient is asked for with
 `torch.autograd.grad` up to the first op, so that no ``.grad`` is written and none of a weight is
-computed. It is linear in the cotangent, so a factor of 2^64 keeps what float32 would lose,
+computed. It is linear in the cotangent, so a factor of 2^48 keeps what float32 would lose,
 exactly, and is divided out again. What still leaves the range of the model's dtype is measured a
 second time in float64.
 """
@@ -29,7 +29,7 @@ from ._preserve import preserved
 from ._record import Recorder, floating_leaves
 from ._report import Coverage, SignalReport
 
-SCALE = 2.0**64  # of the cotangent, for dtypes with float32's exponents
+SCALE = 2.0**48  # of the cotangent, for dtypes with float32's exponents
 COTANGENT_SEED = 0xFA71
 _SCALED = frozenset((torch.float32, torch.bfloat16))
 

@@ -219,5 +219,6 @@ def _paint_curves(axis: Axes, found: list[Trial]) -> None:
         colour, dash = LOOK[t.start]
         steps = range(1, len(t.training.losses) + 1)
         means = [t.training.around(step) for step in steps]
-        below = 2 if t.start == "fanin auto" else 3  # solid, under the dotted line it equals
-        axis.plot(steps, means, dash, color=colour, label=t.start, zorder=below)
+        # in the MLP the plan's line equals the dotted orthogonal one: broad, and under it
+        broad = {"linewidth": 3.4, "zorder": 2} if t.start == "fanin auto" else {"zorder": 3}
+        axis.plot(steps, means, dash, color=colour, label=t.start, **broad)

@@ -241,7 +241,7 @@ def _stack_table(stacks: dict[str, tuple[Step, ...]]) -> Table:
 
 def _kernel_table(kernels: list[Kernel]) -> Table:
     return Table(
-        "Convolutions: Var y/Var x with N(0, 1/fan_in), Var gx/Var gy with N(0, 1/fan_out); want 1",
+        "Convolutions: Var y/Var x under 1/fan_in, Var gx/Var gy under 1/fan_out",
         ("layer", "fans", "fan_in", "fan_out", "y/x", "gx/gy"),
         tuple(
             (k.name, k.convention, int(k.fan.fan_in), int(k.fan.fan_out), k.forward, k.backward)

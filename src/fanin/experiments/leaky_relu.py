@@ -155,7 +155,7 @@ def run(*, out: Path, seed: int = 0, progress: Progress = silent, width: int = W
 def _moments_table(cases: list[Case]) -> Table:
     last = f"E f^2, {DEPTH}"
     return Table(
-        f"By slope: weights, f(u) after layer 1, and E f^2 after layers 1 and {DEPTH} (theory 1)",
+        f"Weights, f(u) after layer 1, E f^2 after layers 1 and {DEPTH} (theory 1)",
         ("slope", "gain", "bound", "std w", "theory", "E f", "theory", "E f^2, 1", last),
         tuple(
             (
@@ -171,7 +171,14 @@ def _moments_table(cases: list[Case]) -> Table:
             )
             for c in cases
         ),
-        {"slope": ".3g", "E f": ".3f", "E f^2, 1": ".3f", last: ".3f"},
+        {
+            "slope": ".3g",
+            "std w": ".4f",
+            "theory": ".4f",
+            "E f": ".4f",
+            "E f^2, 1": ".3f",
+            last: ".3f",
+        },
     )
 
 
@@ -183,6 +190,7 @@ def _histogram_table(cases: list[Case]) -> Table:
         tuple(
             (c.slope, _histogram(c.weights, top), _histogram(c.activations, REACH)) for c in cases
         ),
+        {"slope": ".3g"},
     )
 
 

@@ -242,8 +242,8 @@ def _findings(t: Trial) -> Table:
         )
     ]
     return Table(
-        f"{t.network.name}: why PyTorch's default fails (fanin.probe's findings)",
-        ("code", "what was found"),
+        f"{t.network.name}: why PyTorch's default fails",
+        ("finding", "what fanin.probe found"),
         tuple(rows),
     )
 
@@ -291,7 +291,7 @@ def _thinned(values: list[float | None], count: int) -> list[float | None]:
 def _training(network: Network, found: list[Trial]) -> Table:
     marks = [network.steps * (i + 1) // MARKS for i in range(MARKS)]
     return Table(
-        f"{network.name}: training loss (mean of 10 steps) and test accuracy",
+        f"{network.name}: training loss, mean of 10 steps",
         ("start", "step 1", *(str(m) for m in marks), "test acc", "loss curve"),
         tuple(
             (

@@ -33,7 +33,7 @@ def critical_point(activation: Nonlinearity, layers: int) -> tuple[float, float,
     """(q, sigma_w^2, sigma_b^2) with chi = sigma_w^2 E f'(sqrt(q) z)^2 = 1.
 
     An odd function (tanh) is nearly linear for small q, and the spread of the Jacobian's singular
-    values grows like layers * q (Pennington et al. 2017 section 3), so q = min(1, 5/layers).
+    values grows like layers * q (Pennington et al. 2017), so q = min(1, 5/layers).
     Others take q = 1, the second moment of standardised inputs.
 
     Raises:
@@ -94,6 +94,6 @@ BIASES: Rule = critical_biases
 SCHEME = Scheme(
     "edge_of_chaos",
     "orthogonal at the order-to-chaos transition, biases included",
-    "Schoenholz et al. 2017, Deep Information Propagation, eq. 5; Pennington et al. 2017; Xiao et al. 2018",
+    "Schoenholz et al. 2017, Deep Information Propagation; Pennington et al. 2017; Xiao et al. 2018",
     (rnn_hidden, WEIGHTS, embeddings(), BIASES, *VECTORS),
 )

@@ -35,6 +35,6 @@ def is_matrix(info: ParamInfo) -> bool:
 SCHEME = Scheme(
     "orthogonal",
     "orthogonal, gain of the following nonlinearity",
-    "Saxe, McClelland, Ganguli 2014, Exact solutions to the nonlinear dynamics of learning, section 3",
+    "Saxe, McClelland, Ganguli 2014, Exact solutions to the nonlinear dynamics of learning in deep linear networks",
     (weights(choose), embeddings(), *VECTORS),
 )
