@@ -16,13 +16,17 @@ import pytest
 import fanin
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/fanin/explanations/*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/fanin/explanations/*.md")]
+)
 BLOCK = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LONG = ("fanin demo",)  # these have tests of their own, in test_experiments.py
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return [code for kind, code in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language]
+    return [
+        code for kind, code in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language
+    ]
 
 
 def name(page: Path) -> str:
@@ -44,7 +48,9 @@ def test_python_blocks(page, workshop):
     for code in blocks(page, "python"):
         if code.lstrip().startswith(">>>"):
             test = doctest.DocTestParser().get_doctest(code, scope, name(page), str(page), 0)
-            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+            runner = doctest.DocTestRunner(
+                optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            )
             runner.run(test, clear_globs=False)
             assert not runner.failures, f"{name(page)}: see the output above"
             scope.update(test.globs)

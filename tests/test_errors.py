@@ -16,7 +16,9 @@ def test_one_of_names_all_and_the_closest():
     assert one_of("mode", "fan_in", ["fan_in"]) == "fan_in"
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "x", "1", 10**400, None, True, [1]])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, "x", "1", 10**400, None, True, [1]]
+)
 def test_finite_refuses(value):
     with pytest.raises(InvalidValueError, match="std must be a finite number >= 0"):
         finite("std", value, least=0)

@@ -20,6 +20,7 @@ from torch import nn
 
 from fanin import experiments, initialize_
 from fanin._errors import InvalidValueError, MissingExtraError
+from fanin.distributions import Normal
 from fanin.experiments import (
     Result,
     Table,
@@ -631,6 +632,30 @@ def test_deep_tanh_trains_on_other_seeds(digits, seed):
         t = main.trial(network, main.FANIN, digits, seed=seed, progress=silent)
     assert t.training.train_loss < 0.6
     assert t.training.test_accuracy > 0.85
+
+
+@pytest.mark.slow
+def test_gaussian_weights_of_the_same_variance_do_not_train(digits):
+    """What the notes say: at 200 layers it is orthogonality, not the variance, that trains."""
+    network = main.NETWORKS[0]
+    with sandbox(0, flush_denormal=True):
+        model = network.make(0)
+        plan = initialize_(model, digits.x_train[:64])
+        for row in plan:
+            if len(row.shape) == 2:
+                plan = plan.replace(row.name, Normal(row.std), "the same std without orthogonality")
+        plan.fill_(model)
+        done = _training.train(
+            model,
+            digits,
+            lambda p: torch.optim.SGD(p, lr=main.LR, momentum=main.MOMENTUM),
+            steps=network.steps,
+            batch=main.BATCH,
+            seed=0,
+            progress=silent,
+            label="",
+        )
+    assert done.train_loss > 2.0
 
 
 # convergence ---------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ._init_op import Draw, InitLazyError, check, put, seed_for
 from ._layouts import Spec, specs_of, tensor_of
 from ._nonlinearity import gain
 from ._roles import Slot, slots_of
-from ._shards import is_dtensor, index_of
+from ._shards import index_of, is_dtensor
 from .distributions import TruncatedNormal
 
 KEY = "fanin.init"  # every call has a seed of its own, so one stream's name serves them all

@@ -188,10 +188,13 @@ class _Figures:
     cosines: float = math.nan
     samples: float = 0.0
     scale: float = 1.0
-    dead: float | None = None
+    units: float | None = None
+    alive: float = 0.0
     saturated: float | None = None
     masked: float = 0.0
-    kurtosis: float | None = None
+    few: float = 0.0
+    seconds: float = 0.0
+    fourths: float = 0.0
 
     @property
     def count(self) -> float:
@@ -210,6 +213,16 @@ class _Figures:
             return None
         b = round(self.samples)
         return min(1.0, max(-1.0, (self.cosines - b) / (b * (b - 1))))
+
+    @property
+    def kurtosis(self) -> float | None:
+        """E x^4 / (E x^2)^2, where it was asked for."""
+        return self.fourths * self.few / self.seconds**2 if self.seconds else None
+
+    @property
+    def dead(self) -> float | None:
+        """Fraction of units that are zero throughout, where it was asked for."""
+        return None if self.units is None else 1 - self.alive / self.units
 
     @property
     def signal(self) -> Signal:
