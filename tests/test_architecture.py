@@ -23,7 +23,17 @@ EDGE = [
     "_inputs", "_nonlinearity", "_layouts", "_rng", "_shards", "_drawers", "_fill", "_preserve", "_record", "_follow", "_roles",
     "_apply", "_measure", "_meter", "_probe", "_init_op", "_init_support", "init",
 ]  # fmt: skip
-SHELL = ["_api", "experiments", "_target", "_progress", "_console", "_cli", "__main__", "__init__"]
+SHELL = [
+    "_api",
+    "experiments",
+    "_target",
+    "_override",
+    "_progress",
+    "_console",
+    "_cli",
+    "__main__",
+    "__init__",
+]
 ORDER = [*CORE, *EDGE, *SHELL]
 # The one arrow that points down: a plan is data, `plan.fill_` is its door to the writer.
 DOORS = {("_plan", "_apply")}

@@ -348,7 +348,7 @@ def test_init_follows_a_plan(run, folder):
         (["zoo:shallow", "-o", "w.pt", "--seed", "-1"], "seed"),
         (
             ["zoo:shallow", "-o", "w.pt", "--plan", "p.json", "--scheme", "torch"],
-            "give one of them",
+            "without --scheme and --override",
         ),
         (["zoo:shallow"], "Missing option '-o'"),
     ],

@@ -75,6 +75,13 @@ def _show_schemes(context: click.Context, _: click.Parameter, wanted: bool) -> N
         context.exit()
 
 
+override_option = click.option(
+    "--override",
+    "overrides",
+    metavar="GLOB=DIST",
+    multiple=True,
+    help="How some parameters start: 'token=Normal(0.02)'. Repeatable; the last match wins.",
+)
 schemes_option = click.option(
     "--schemes",
     is_flag=True,
@@ -102,14 +109,21 @@ def cli(traceback: bool) -> None:
 @target_argument
 @input_option
 @scheme_option
+@override_option
 @schemes_option
 @format_option("table", "json", "md")
 @output_option
 def plan(
-    *, target: str, inputs: tuple[str, ...], scheme: str | None, form: str, output: Path | None
+    *,
+    target: str,
+    inputs: tuple[str, ...],
+    scheme: str | None,
+    overrides: tuple[str, ...],
+    form: str,
+    output: Path | None,
 ) -> None:
     """Show how every parameter would start, and why; nothing is written."""
-    made = _plan_of(_load(target, inputs), scheme)
+    made = _plan_of(_load(target, inputs), scheme, overrides)
     forms = {"table": plan_text, "json": lambda p: p.to_json(), "md": plan_markdown}
     emit(forms[form](made), output)
 
@@ -123,6 +137,7 @@ def plan(
 @seed_option
 @input_option
 @scheme_option
+@override_option
 @schemes_option
 def init(
     *,
@@ -132,16 +147,17 @@ def init(
     seed: int,
     inputs: tuple[str, ...],
     scheme: str | None,
+    overrides: tuple[str, ...],
 ) -> None:
     """Initialise the model and write its state dict to a file."""
-    if plan_file and scheme:
+    if plan_file and (scheme or overrides):
         raise click.UsageError(
-            "--plan and --scheme both say how parameters start; give one of them."
+            "--plan says how parameters start; it goes without --scheme and --override."
         )
     save = weights_writer(output)
     given = _read_plan(plan_file) if plan_file else None
     loaded = _load(target, inputs)
-    made = given or _plan_of(loaded, scheme)
+    made = given or _plan_of(loaded, scheme, overrides)
     with _users_code("filling"):
         made.fill_(loaded.module, seed=seed)
     about = {"rng": made.rng, "scheme": made.scheme, "seed": str(seed), "plan": made.hash()}
@@ -294,11 +310,13 @@ def _load(target: str, inputs: Sequence[str]) -> Target:
     return loaded if given is None else loaded._replace(inputs=given)
 
 
-def _plan_of(loaded: Target, scheme: str | None) -> InitPlan:
+def _plan_of(loaded: Target, scheme: str | None, overrides: Sequence[str] = ()) -> InitPlan:
     from . import _api  # noqa: PLC0415 - it loads torch
+    from ._override import parse_overrides  # noqa: PLC0415 - it loads numpy
 
+    given = parse_overrides(overrides)
     with _users_code("planning"):
-        return _api.plan(loaded.module, loaded.inputs, scheme=scheme or "auto")
+        return _api.plan(loaded.module, loaded.inputs, scheme=scheme or "auto", overrides=given)
 
 
 def _probe_of(loaded: Target, loss: str | None, *, backward: bool) -> SignalReport:

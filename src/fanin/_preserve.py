@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 Restore = Callable[[], None]
+Watch = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 _DICTS = frozenset((dict, OrderedDict, defaultdict))
 _CONTAINERS = _DICTS | {list, set, deque}
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None)))  # hold nothing
@@ -30,7 +31,7 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[Watch]:
     """Whatever the body does with ``model``, afterwards it is bit-equal to what it was.
 
     Put back: parameters and buffers (objects and bits, tied ones too), ``.grad``,
@@ -45,6 +46,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     Args:
         model: any nn.Module.
 
+    Yields:
+        What its dispatch mode calls before each op, with (op, args, kwargs): another mode that
+        sees the op first may call it, and run the op unseen.
+
     Example:
         >>> import torch
         >>> norm = torch.nn.BatchNorm1d(2)
@@ -58,8 +63,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         memory = _Memory()
         stack.callback(memory.restore)
         stack.callback(_Objects(model, memory).restore)
-        stack.enter_context(_WriteGuard(memory))
-        yield
+        yield stack.enter_context(_WriteGuard(memory)).watch
 
 
 # bits ----------------------------------------------------------------------------------------
@@ -131,6 +135,11 @@ class _WriteGuard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self.watch(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def watch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Save what ``func`` is about to write."""
         writes = self._writes.get(func)
         if writes is None:
             writes = self._writes[func] = _written_arguments(func)
@@ -140,7 +149,6 @@ class _WriteGuard(TorchDispatchMode):
                 self._saved(args[i])
         for name in names:
             self._saved(kwargs.get(name))
-        return func(*args, **kwargs)
 
     def _saved(self, value: Any) -> None:
         for tensor in value if isinstance(value, (list, tuple)) else (value,):

@@ -25,7 +25,7 @@ from ._errors import FaninError, ModelError
 from ._findings import find
 from ._inputs import Inputs, as_inputs
 from ._meter import Meter
-from ._preserve import preserved
+from ._preserve import Watch, preserved
 from ._record import Recorder, floating_leaves
 from ._report import Coverage, SignalReport
 
@@ -142,9 +142,9 @@ def _run(
 ) -> tuple[SignalReport, int]:
     """One forward and backward pass; the report without findings, and how many figures are lost."""
     meter = Meter()
-    with _surroundings(model, backward=backward, wide=wide):
+    with _surroundings(model, backward=backward, wide=wide) as watch:
         call = _wide_call(model, inputs) if wide else _call(model, inputs)
-        recorder = Recorder(model, meter.on_op, call.args, meter.on_output, call.parameters)
+        recorder = Recorder(model, meter.on_op, call.args, meter.on_output, call.parameters, watch)
         try:
             with recorder:
                 output = call.run()
@@ -176,16 +176,20 @@ def _run(
 
 
 @contextmanager
-def _surroundings(model: nn.Module, *, backward: bool, wide: bool) -> Iterator[None]:
+def _surroundings(model: nn.Module, *, backward: bool, wide: bool) -> Iterator[Watch]:
     """Everything put back afterwards; ops that arrive one by one; no time lost to denormals."""
     fused = torch.backends.mha.get_fastpath_enabled()
-    with preserved(model), torch.inference_mode(mode=False), torch.set_grad_enabled(backward):
+    with (
+        preserved(model) as watch,
+        torch.inference_mode(mode=False),
+        torch.set_grad_enabled(backward),
+    ):
         torch.backends.mha.set_fastpath_enabled(value=False)
         torch.set_flush_denormal(True)
         if wide:
             torch.set_default_dtype(torch.float64)
         try:
-            yield
+            yield watch
         finally:
             torch.backends.mha.set_fastpath_enabled(value=fused)
 

@@ -320,6 +320,6 @@ def _uncovered_message(uncovered: list[ParamInfo]) -> str:
     first = uncovered[0]
     return (
         f"no rule covers {len(uncovered)} parameter{'s' * (len(uncovered) > 1)}:\n{named}\n"
-        f"Say how each starts, for example overrides={{{first.name!r}: fanin.distributions.Normal(0.02)}}, "
-        f"or register the module type {first.kind} with @fanin.register_module."
+        f"Say how each starts, for example overrides={{{first.name!r}: fanin.distributions.Normal(0.02)}} "
+        f"(on the command line --override '{first.name}=Normal(0.02)'), or register the module type {first.kind} with @fanin.register_module."
     )

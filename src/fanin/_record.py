@@ -142,7 +142,7 @@ def storage_key(tensor: Tensor) -> int | None:
     Unique while the storage, or a weak reference to it, is alive.
     """
     try:
-        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001 - views share it, data_ptr may be 0
+        return tensor.untyped_storage()._cdata  # noqa: SLF001 - views share it, data_ptr may be 0
     except (NotImplementedError, RuntimeError):
         return None
 
@@ -162,6 +162,7 @@ class Recorder(TorchDispatchMode):
         on_output: called with (FQN, op index) when a module of ``model`` returns: the op whose
             result, perhaps reshaped, is its first floating output.
         parameters: FQN -> tensor, if the model is run with others than its own.
+        before: called with each op before it runs, in place of the modes entered before this one.
 
     Attributes:
         seen: floating or complex results on the signal so far.
@@ -175,11 +176,12 @@ class Recorder(TorchDispatchMode):
         inputs: Any = (),
         on_output: Callable[[str, int], None] | None = None,
         parameters: Mapping[str, Tensor] | None = None,
+        before: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None,
     ) -> None:
         super().__init__()
         self.seen = 0
         self.missed: dict[str, int] = {}
-        self._on_op, self._on_output = on_op, on_output
+        self._on_op, self._on_output, self._before = on_op, on_output, before
         self._fqns = {id(m): name for name, m in model.named_modules()}
         self._stack: list[tuple[nn.Module, str]] = []
         self._rules: dict[Any, _Rule] = {}
@@ -232,13 +234,11 @@ class Recorder(TorchDispatchMode):
 
     def _left(self, module: nn.Module, _: Any, output: Any) -> None:
         # An exception that the model caught leaves modules on the stack above this one.
-        at = next(
-            (i for i in reversed(range(len(self._stack))) if self._stack[i][0] is module), None
-        )
-        if at is None:
+        if id(module) not in self._fqns or all(m is not module for m, _ in self._stack):
             return
-        name = self._stack[at][1]
-        del self._stack[at:]
+        while self._stack[-1][0] is not module:
+            self._stack.pop()
+        _, name = self._stack.pop()
         if self._on_output is not None:
             index = next((self._index(t) for t in floating_leaves(output)), None)
             if index is not None and index != INPUT:
@@ -249,13 +249,17 @@ class Recorder(TorchDispatchMode):
         rule = self._rules.get(func)
         if rule is None:
             rule = self._rules[func] = _rule_of(func)
-        if rule.view:
+        if not rule.view:
+            self._deliver()
+        if self._before is None or types:  # subclasses of Tensor need their own dispatch
             result = func(*args, **kwargs)
+        else:
+            self._before(func, args, kwargs)
+            with torch._C._DisableTorchDispatch():  # noqa: SLF001 - skips the other modes
+                result = func(*args, **kwargs)
+        if rule.view:
             self._unfold(result)
-            return result
-        self._deliver()
-        result = func(*args, **kwargs)
-        if not rule.factory:
+        elif not rule.factory:
             self._follow(rule, args, kwargs, result)
         return result
 
@@ -264,8 +268,8 @@ class Recorder(TorchDispatchMode):
     def _follow(
         self, rule: _Rule, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
-        sources, params = self._read((*args, *kwargs.values()))
-        outputs = list(_tensors((result,)))
+        sources, params = self._read(_tensors((*args, *kwargs.values()), []))
+        outputs = _tensors((result,), [])
         if not sources:
             for tensor in outputs if params else ():
                 self._own(tensor, params)
@@ -288,16 +292,16 @@ class Recorder(TorchDispatchMode):
         for tensor in outputs:
             self._mark(tensor, index)
 
-    def _read(self, values: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Ops that made the tensors among ``values``, and parameters behind them."""
-        sources: dict[int, None] = {}
-        params: dict[str, None] = {}
-        for tensor in _tensors(values):
+    def _read(self, tensors: list[Tensor]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Ops that made ``tensors``, and parameters behind them."""
+        sources: list[int] = []
+        params: list[str] = []
+        for tensor in tensors:
             key = storage_key(tensor)
-            if key in self._made_by:
-                sources[self._made_by[key]] = None
-            if key in self._params:
-                params |= dict.fromkeys(self._params[key])
+            made_by = self._made_by.get(key)  # type: ignore[arg-type]
+            if made_by is not None and made_by not in sources:
+                sources.append(made_by)
+            params += [n for n in self._params.get(key, ()) if n not in params]  # type: ignore[arg-type]
         return tuple(sources), tuple(params)
 
     def _unfold(self, view: Any) -> None:
@@ -335,12 +339,14 @@ class Recorder(TorchDispatchMode):
         return key
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
+    """Tensors among ``values`` and in lists of them, added to ``found``."""
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            _tensors(value, found)
+    return found
 
 
 def _measurable(tensor: Tensor) -> bool:
