@@ -65,6 +65,23 @@ class Target:
         return Elements(self.stream, _vector(self.shard.rows[r]), _vector(self.shard.columns[c]))
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A sampler of an elementwise law, which may also be written straight into memory.
+
+    Args:
+        target: where draws go.
+        draw: the law.
+    """
+
+    target: Target
+    draw: rng.Draw
+
+    def __call__(self, r: slice, c: slice) -> Array:
+        """The values of a block of the shard."""
+        return self.draw(self.target.at(r, c))
+
+
 Drawer = Callable[[Any, Target], Sampler]
 DRAWERS: dict[type[Distribution], Drawer] = {}
 
@@ -101,10 +118,10 @@ def _constant(law: Constant, target: Target) -> Sampler:
 @drawer(Normal)
 def _normal(law: Normal, target: Target) -> Sampler:
     _check_random(law, target.dtype, law.std, law.mean)
+    if not target.dtype.is_complex:
+        return Drawn(target, rng.laws.normal(law.std, law.mean, target.real))
 
     def sample(r: slice, c: slice) -> Array:
-        if not target.dtype.is_complex:
-            return rng.normal(target.at(r, c), law.std, law.mean, real=target.real)
         value = _complex_normal(target.at(r, c), law.std, target.real)
         value.real += target.real(law.mean)
         return value
@@ -116,21 +133,20 @@ def _complex_normal(block: Elements, std: float, real: type) -> Array:
     """Both parts of std ``std`` / sqrt 2; those of column c are drawn as columns 2 c and 2 c + 1."""
     planes = np.stack([2 * block.columns, 2 * block.columns + 1], axis=1).reshape(-1)
     parts = Elements(block.stream, block.rows, planes)
-    return rng.normal(parts, std / math.sqrt(2.0), 0.0, real=real).view(_COMPLEX[real])
+    return rng.laws.normal(std / math.sqrt(2.0), 0.0, real)(parts).view(_COMPLEX[real])
 
 
 @drawer(Uniform)
 def _uniform(law: Uniform, target: Target) -> Sampler:
     _check_random(law, target.dtype, law.low, law.high, complex_too=False)
-    return lambda r, c: rng.uniform(target.at(r, c), law.low, law.high, real=target.real)
+    return Drawn(target, rng.laws.uniform(law.low, law.high, target.real))
 
 
 @drawer(TruncatedNormal)
 def _truncated_normal(law: TruncatedNormal, target: Target) -> Sampler:
     _check_random(law, target.dtype, law.sigma, law.mean, complex_too=False)
-    return lambda r, c: rng.truncated_normal(
-        target.at(r, c), law.sigma, law.cut, law.mean, real=target.real
-    )
+    draw = rng.laws.truncated_normal(law.sigma, law.cut, law.mean, target.real)
+    return Drawn(target, draw)
 
 
 @drawer(BoundedNormal)
@@ -142,16 +158,9 @@ def _bounded_normal(law: BoundedNormal, target: Target) -> Sampler:
             f"no {target.dtype} number lies within [{law.low!r}, {law.high!r}]. "
             "Widen the bounds or use a finer dtype."
         )
-
-    def sample(r: slice, c: slice) -> Array:
-        bounds = law.low, law.high
-        value = rng.bounded_normal(target.at(r, c), law.mu, law.sigma, *bounds, real=target.real)
-        if least > greatest:
-            return value
-        # Between bounds that the dtype can hold, rounding to it stays between them.
-        return np.clip(value, target.real(least), target.real(greatest))
-
-    return sample
+    within = least, greatest
+    bounds = law.low, law.high
+    return Drawn(target, rng.laws.bounded_normal(law.mu, law.sigma, bounds, within, target.real))
 
 
 @drawer(Orthogonal)
@@ -188,7 +197,7 @@ def _haar(target: Target, rows: int, columns: int) -> Callable[[], Array]:
     def normals(i: Array, j: Array) -> Array:
         if target.dtype.is_complex:
             return _complex_normal(Elements(target.stream, i, j), 1.0, np.float64)
-        return rng.normal(Elements(target.stream, i, j), 1.0, 0.0, real=np.float64)
+        return rng.laws.normal(1.0, 0.0, np.float64)(Elements(target.stream, i, j))
 
     @cache
     def matrix() -> Array:

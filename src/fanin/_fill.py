@@ -17,11 +17,18 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
 
 from ._distribution import Distribution, Elementwise
-from ._drawers import DRAWERS, Sampler, Target
+from ._drawers import DRAWERS, Drawn, Sampler, Target
 from ._errors import InvalidValueError, ModelError
-from ._rng import Stream
+from ._rng import Memory, Stream
 from ._shards import Shard, index_of
 
+# What kernels can write, where the tensor lies.
+IN_PLACE = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
 CHUNK = 2**16  # elements drawn at a time: the engine's temporaries stay in the cache
 
 
@@ -101,8 +108,9 @@ def write(tensor: Tensor, distribution: Distribution, stream: Stream) -> None:
     ):
         # .data leaves the version counter alone: however many pieces, a write is one version.
         local = shard.local.data
-        for piece, r, c in _pieces(local, shard):
-            piece.copy_(torch.from_numpy(sample(r, c)).reshape(piece.shape))
+        if not (isinstance(sample, Drawn) and _written_in_place(local, shard, sample)):
+            for piece, r, c in _pieces(local, shard):
+                piece.copy_(torch.from_numpy(sample(r, c)).reshape(piece.shape))
         if not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)
 
@@ -151,6 +159,34 @@ def _has_no_numbers(tensor: Tensor) -> bool:
 def _sampler(distribution: Distribution, tensor: Tensor, stream: Stream) -> tuple[Shard, Sampler]:
     shard = index_of(tensor)
     return shard, DRAWERS[type(distribution)](distribution, Target(shard, tensor.dtype, stream))
+
+
+def _written_in_place(local: Tensor, shard: Shard, sample: Drawn) -> bool:
+    """Whether a kernel could, and did, write all values into the tensor's own memory."""
+    dtype, stride = IN_PLACE.get(local.dtype), _row_stride(local)
+    plain = type(local) is Tensor and local.is_cpu and not local.is_neg()
+    if dtype is None or stride is None or not plain or not local.numel():
+        return False
+    try:
+        address = local.data_ptr()
+    except RuntimeError:  # torch.func's wrappers have no memory of their own
+        return False
+    memory = Memory(address, stride * local.itemsize, dtype, local.itemsize)
+    threads = torch.get_num_threads()
+    stream = sample.target.stream
+    return sample.draw.into(memory, stream, shard.rows, shard.columns, threads=threads)
+
+
+def _row_stride(local: Tensor) -> int | None:
+    """Elements from row to row, if the elements of a row lie side by side in memory."""
+    if local.dim() < 2:
+        return 0 if local.numel() < 2 or local.stride(0) == 1 else None
+    side = 1
+    for size, step in zip(reversed(local.shape[1:]), reversed(local.stride()[1:]), strict=True):
+        if size != 1 and step != side:
+            return None
+        side *= size
+    return local.stride(0)
 
 
 def _pieces(local: Tensor, shard: Shard) -> Iterator[tuple[Tensor, slice, slice]]:

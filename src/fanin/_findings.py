@@ -74,7 +74,7 @@ def find(report: SignalReport, limits: Limits | None = None) -> tuple[Finding, .
         >>> layers = [Layer(f"{i}", "linear", (8, 64), None, Signal(act_rms=r)) for i, r in enumerate(rms)]
         >>> for f in find(SignalReport(tuple(layers))):
         ...     print(f.code, f.where, f.message)
-        FAN102 10 activations shrink 2x per layer, 1.9e-6 over 20 layers (limit 1e-3)
+        FAN102 10 activations shrink 2x per layer, 7.6e-6 over 20 layers (limit 1e-3)
     """
     found = [f for check in RULES.values() for f in check(report, limits or Limits())]
     return tuple(sorted(found, key=lambda f: (f.severity != "error", f.code)))
@@ -246,7 +246,7 @@ def collapses(report: SignalReport, limits: Limits) -> Iterator[Finding]:
     yield Finding(
         "FAN104", "error", first.name,
         f"all inputs look alike from layer {at} of {len(known)} on: correlation {_near_one(known[-1][1])} at the "
-        f"end, {base:.2f} at the input (limit {limits.correlation:g})",
+        f"end, {round(base, 2) + 0.0:.2f} at the input (limit {limits.correlation:g})",
         "what the layers add for every input alike (biases, a mean above zero) outweighs what tells inputs apart, "
         f"which a layer multiplies by less than 1{_gain_of_gradient(report, limits)}",
         FIX,

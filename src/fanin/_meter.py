@@ -12,13 +12,16 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from ._activations import names, nonlinearity
 from ._measure import BOUNDED, KILLERS, Bench, Sums, Wanted
+from ._quadrature import expectation
 from ._record import INPUT, Op
 from ._report import Layer, Signal
 
@@ -33,8 +36,7 @@ _MASKS = frozenset(("masked_fill", "where"))
 _MARGIN = 2.0**10  # above the least normal number: elements far below the rms count too
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """What the numbers of one op do not tell.
 
     Args:
@@ -137,18 +139,6 @@ class Meter:
             range=_range(op),
             dead=by_bool or op.op in KILLERS,
             masked=added or op.op in _MASKS or op.aten == "baddbmm",
-            kurtosis=self._acts(self.seen[-1]),
-        )
-
-    def _acts(self, seen: Seen) -> bool:
-        """Whether the op is applied to the output of one layer with weights."""
-        source = self.seen[seen.sources[0]] if seen.sources[0] != INPUT else None
-        return (
-            source is not None
-            and len(seen.sources) == 1
-            and source.weighted
-            and not seen.weighted
-            and source.shape == seen.shape
         )
 
     # afterwards ------------------------------------------------------------------------------
@@ -161,7 +151,7 @@ class Meter:
         """
         forward = _figures(self._forward)
         grads = {i: f.rms for i, f in zip(self._grads, _figures(self._grads.values()), strict=True)}
-        bars = error_bars(self.seen, [f.cosine for f in forward], [f.kurtosis for f in forward])
+        bars = error_bars(self.seen, [f.cosine for f in forward], [f.rms for f in forward])
         layers = tuple(
             Layer(
                 seen.module,
@@ -192,9 +182,6 @@ class _Figures:
     alive: float = 0.0
     saturated: float | None = None
     masked: float = 0.0
-    few: float = 0.0
-    seconds: float = 0.0
-    fourths: float = 0.0
 
     @property
     def count(self) -> float:
@@ -213,11 +200,6 @@ class _Figures:
             return None
         b = round(self.samples)
         return min(1.0, max(-1.0, (self.cosines - b) / (b * (b - 1))))
-
-    @property
-    def kurtosis(self) -> float | None:
-        """E x^4 / (E x^2)^2, where it was asked for."""
-        return self.fourths * self.few / self.seconds**2 if self.seconds else None
 
     @property
     def dead(self) -> float | None:
@@ -273,29 +255,42 @@ def _lost(rms: Iterable[float], dtype: torch.dtype) -> int:
     return sum(not math.isfinite(v) or 0 < v < least or (v == 0 and small) for v in known)
 
 
+@lru_cache(maxsize=256)
+def kurtosis(name: str, q: float) -> float | None:
+    """E f(u)^4 / (E f(u)^2)^2 for u ~ N(0, q); None for a function that the core does not know.
+
+    >>> kurtosis("relu", 1.0)
+    6.0
+    """
+    if name not in names():
+        return None
+    f = nonlinearity(name)
+    second = expectation(lambda u: f.f(u) ** 2, q, f.kinks)
+    fourth = expectation(lambda u: f.f(u) ** 4, q, f.kinks)
+    return None if f.gated else round(fourth / second**2, 6)
+
+
 def error_bars(
-    seen: list[Seen], cosines: list[float | None], kurtosis: list[float | None]
+    seen: list[Seen], cosines: list[float | None], rms: list[float]
 ) -> list[float | None]:
-    """Relative standard error of each rms over draws of the weights: half of that of the mean square.
+    """Relative standard error of each rms over draws of the weights: half that of the mean square.
 
     Args:
         seen: the ops, in execution order.
         cosines: mean cosine between samples, per op.
-        kurtosis: E x^4 / (E x^2)^2 of a function applied to a layer with weights; else None.
+        rms: per op.
 
     Returns:
         None from where products of signals make the law fail, until a norm resets it.
     """
     variances: list[float | None] = []
-    before: list[float | None] = []  # the variance of a layer's input
-    for i, op in enumerate(seen):
+    before: list[float | None] = []  # the variance of the input, at a layer with weights
+    for op, cosine in zip(seen, cosines, strict=True):
         sources = [s for s in op.sources if s != INPUT]
         known = [v for s in sources if (v := variances[s]) is not None]
         base = max(known, default=0.0) if len(known) == len(sources) else None
         samples = op.shape[0] if op.shape else 1
-        cosine = cosines[i]
         shared = 1 / samples + (1 - 1 / samples) * (1.0 if cosine is None else cosine) ** 2
-        tails = kurtosis[i]
         before.append(base if op.weighted else None)
         if op.op in _NORMS:
             variances.append(0.0)
@@ -303,8 +298,16 @@ def error_bars(
             variances.append(None)
         elif op.weighted:
             variances.append(base + 2 * shared / op.width)
-        elif tails is not None:
-            variances.append((before[sources[0]] or 0.0) + max(0.0, tails - 1) * shared / op.width)
         else:
-            variances.append(base)
+            start = before[sources[0]] if len(sources) == 1 else None
+            tails = None if start is None else _tails(op.op, rms[sources[0]])
+            own = None if start is None or tails is None else (tails - 1) * shared / op.width
+            variances.append(base if start is None or own is None else start + own)
     return [None if v is None else math.sqrt(v) / 2 for v in variances]
+
+
+def _tails(name: str, rms: float) -> float | None:
+    """`kurtosis` at the nearest power of sqrt(2) to the mean square, which changes it little."""
+    if not 1e-6 < rms < 1e6:
+        rms = 1e-6 if rms < 1 else 1e6
+    return kurtosis(name, 2.0 ** (round(4 * math.log2(rms)) / 2))

@@ -92,6 +92,10 @@ _COMPOSITES = {"Softsign": "div", "Tanhshrink": "sub", "Softmin": "softmax"}
 _SELU_SCALE = 1.0507009873554805
 
 
+_TENSORS = frozenset((Tensor, nn.Parameter))
+_NOTHING = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout))
+
+
 class _Rule(NamedTuple):
     aten: str
     name: str
@@ -165,8 +169,8 @@ class Recorder(TorchDispatchMode):
         before: called with each op before it runs, in place of the modes entered before this one.
 
     Attributes:
-        seen: floating or complex results on the signal so far.
-        missed: names of the ops among them that could not be reported, with their counts.
+        missed: names of ops on the signal with a floating or complex result that could not be
+            reported (sparse, complex, subclasses of Tensor), with their counts.
     """
 
     def __init__(
@@ -179,7 +183,7 @@ class Recorder(TorchDispatchMode):
         before: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None,
     ) -> None:
         super().__init__()
-        self.seen = 0
+        self._reported = 0
         self.missed: dict[str, int] = {}
         self._on_op, self._on_output, self._before = on_op, on_output, before
         self._fqns = {id(m): name for name, m in model.named_modules()}
@@ -188,8 +192,10 @@ class Recorder(TorchDispatchMode):
         self._pending: Op | None = None
         self._handles: list[Any] = []
         self._alive: dict[int, StorageWeakRef] = {}  # keeps a key from being given twice
-        self._made_by: dict[int, int] = {}  # storage of the signal -> op index
-        self._params: dict[int, tuple[str, ...]] = {}  # storage computed from parameters alone
+        self._made_by: dict[int | None, int] = {}  # storage of the signal -> op index
+        self._params: dict[
+            int | None, tuple[str, ...]
+        ] = {}  # storage computed from parameters alone
         owned = dict(model.named_parameters()) if parameters is None else parameters
         for name, parameter in owned.items():
             self._own(parameter, (name,))
@@ -197,6 +203,11 @@ class Recorder(TorchDispatchMode):
         self._batch = next((t.shape[:1] for t in given if t.ndim), None)
         for tensor in given or owned.values():
             self._mark(tensor, INPUT)
+
+    @property
+    def seen(self) -> int:
+        """How many results on the signal were floating or complex so far."""
+        return self._reported + sum(self.missed.values())
 
     @property
     def where(self) -> str:
@@ -233,14 +244,18 @@ class Recorder(TorchDispatchMode):
             self._stack.append((module, name))
 
     def _left(self, module: nn.Module, _: Any, output: Any) -> None:
-        # An exception that the model caught leaves modules on the stack above this one.
-        if id(module) not in self._fqns or all(m is not module for m, _ in self._stack):
-            return
-        while self._stack[-1][0] is not module:
-            self._stack.pop()
-        _, name = self._stack.pop()
+        stack = self._stack
+        if not stack or stack[-1][0] is not module:
+            # An exception that the model caught leaves modules on the stack above this one.
+            if all(m is not module for m, _ in stack):
+                return
+            while stack[-1][0] is not module:
+                stack.pop()
+        _, name = stack.pop()
         if self._on_output is not None:
-            index = next((self._index(t) for t in floating_leaves(output)), None)
+            plain = type(output) is Tensor and output.is_floating_point()
+            first = output if plain else next(floating_leaves(output), None)
+            index = None if first is None else self._made_by.get(storage_key(first))
             if index is not None and index != INPUT:
                 self._on_output(name, index)
 
@@ -269,7 +284,7 @@ class Recorder(TorchDispatchMode):
         self, rule: _Rule, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         sources, params = self._read(_tensors((*args, *kwargs.values()), []))
-        outputs = _tensors((result,), [])
+        outputs = [result] if type(result) is Tensor else _tensors((result,), [])
         if not sources:
             for tensor in outputs if params else ():
                 self._own(tensor, params)
@@ -279,15 +294,14 @@ class Recorder(TorchDispatchMode):
         if signal is None or rule.copy or storage_key(signal) in self._params:
             pass
         elif _measurable(signal):
-            index = self.seen - sum(self.missed.values())
-            self.seen += 1
+            index = self._reported
+            self._reported += 1
             module, where = self._stack[-1] if self._stack else (None, "")
             name = field_name(rule.name, args, kwargs, params, type(module).__name__)
             self._pending = Op(
                 index, name, rule.aten, where, args, kwargs, signal, signal, sources, params
             )
         else:
-            self.seen += 1
             self.missed[rule.name] = self.missed.get(rule.name, 0) + 1
         for tensor in outputs:
             self._mark(tensor, index)
@@ -295,14 +309,15 @@ class Recorder(TorchDispatchMode):
     def _read(self, tensors: list[Tensor]) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """Ops that made ``tensors``, and parameters behind them."""
         sources: list[int] = []
-        params: list[str] = []
+        params: tuple[str, ...] = ()
         for tensor in tensors:
             key = storage_key(tensor)
-            made_by = self._made_by.get(key)  # type: ignore[arg-type]
+            made_by = self._made_by.get(key)
             if made_by is not None and made_by not in sources:
                 sources.append(made_by)
-            params += [n for n in self._params.get(key, ()) if n not in params]  # type: ignore[arg-type]
-        return tuple(sources), tuple(params)
+            if key in self._params:
+                params += tuple(n for n in self._params[key] if n not in params)
+        return tuple(sources), params
 
     def _unfold(self, view: Any) -> None:
         """Take a view of the pending result that brings the samples back to dim 0."""
@@ -317,10 +332,6 @@ class Recorder(TorchDispatchMode):
         last, self._pending = self._pending, None
         if last is not None:
             self._on_op(last)
-
-    def _index(self, tensor: Tensor) -> int | None:
-        key = storage_key(tensor)
-        return None if key is None else self._made_by.get(key)
 
     def _own(self, tensor: Tensor, names: tuple[str, ...]) -> None:
         key = self._keep(tensor)
@@ -342,16 +353,21 @@ class Recorder(TorchDispatchMode):
 def _tensors(values: Iterable[Any], found: list[Tensor]) -> list[Tensor]:
     """Tensors among ``values`` and in lists of them, added to ``found``."""
     for value in values:
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind in _TENSORS:
             found.append(value)
-        elif isinstance(value, (list, tuple)):
+        elif kind in _NOTHING:  # isinstance(value, Tensor) is slow where the answer is no
+            continue
+        elif kind is list or kind is tuple:
             _tensors(value, found)
+        elif isinstance(value, Tensor):
+            found.append(value)
     return found
 
 
 def _measurable(tensor: Tensor) -> bool:
-    plain = type(tensor) in (Tensor, nn.Parameter)
-    return plain and tensor.layout is torch.strided and tensor.is_floating_point()
+    plain = type(tensor) in _TENSORS and tensor.layout is torch.strided
+    return plain and tensor.is_floating_point()
 
 
 def floating_leaves(value: Any) -> Iterator[Tensor]:

@@ -1,9 +1,13 @@
 """The engine `fanin-1`: every random number is a function of (seed, name, row, column).
 
 No global state, no order: two tensors, two shards or two machines that ask for the same element
-get the same bits. This is the specification, in numpy; docs/engine.md states it in words.
+get the same bits. `draws` is the specification, in numpy; docs/engine.md states it in words;
+`kernels` draws the same, compiled.
 """
 
+from . import laws as laws
+from .backend import Draw as Draw
+from .backend import Memory as Memory
 from .draws import bounded_normal as bounded_normal
 from .draws import normal as normal
 from .draws import ranked as ranked

@@ -47,11 +47,18 @@ def uniform(elements: Elements, low: float, high: float, *, real: type) -> Array
     wide = real is np.float64
     to_unit = double.signed_uniform if wide else single.signed_uniform
     unit = draw(elements, lambda even, odd: (to_unit(even), to_unit(odd)), low=wide)
-    value = unit * real(high / 2 - low / 2) + real(high / 2 + low / 2)
+    half, middle, least, greatest = uniform_numbers(low, high, real)
+    return _clip(unit * half + middle, least, greatest)
+
+
+def uniform_numbers(
+    low: float, high: float, real: type
+) -> tuple[np.floating, np.floating, np.floating, np.floating]:
+    """(half the width, middle, least and greatest value) of a uniform draw in [low, high)."""
     least, greatest = inward(low, high, real)
     if float(greatest) >= high:
         greatest = np.nextafter(greatest, real(-math.inf))
-    return _clip(value, least, greatest)
+    return real(high / 2 - low / 2), real(high / 2 + low / 2), least, greatest
 
 
 def truncated_normal(
@@ -95,11 +102,17 @@ def bounded_normal(
         real: np.float32 or np.float64.
     """
     anchor = min(max(mean, low), high)
-    if low >= high or abs(anchor - mean) >= NEEDLE * std:
+    if is_point(mean, std, low, high):
         return np.full((elements.rows.size, elements.columns.size), anchor, real)
     z = _window(elements, (low - mean) / std, (high - mean) / std)
     value = np.clip(z * std + mean, low, high)
     return _clip(value.astype(real), *inward(low, high, real))
+
+
+def is_point(mean: float, std: float, low: float, high: float) -> bool:
+    """Whether a bounded normal is narrower than doubles resolve: all at the point nearest to the mean."""
+    anchor = min(max(mean, low), high)
+    return low >= high or abs(anchor - mean) >= NEEDLE * std
 
 
 def ranked(elements: Elements) -> Array:

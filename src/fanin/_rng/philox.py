@@ -104,7 +104,7 @@ def draw(
         InvalidValueError: a row >= 2^32 or a column >= 2^34.
     """
     stream, rows = elements.stream, elements.rows
-    _check_limits(rows, elements.columns)
+    check_limits(rows, elements.columns)
     blocks, slots = addresses(np.asarray(elements.columns, np.int64))
     lanes = _blocks(stream, rows, blocks, 0)
     words: Sequence = lanes
@@ -130,10 +130,19 @@ def _blocks(stream: Stream, rows: Array, blocks: Array, flag: int) -> tuple[Lane
     return philox((block, row, *upper), (k0, k1))
 
 
-def _check_limits(rows: Array, columns: Array) -> None:
+def check_limits(rows: range | Array, columns: range | Array) -> None:
+    """Raise where an index has no place in a stream's table.
+
+    Raises:
+        InvalidValueError: a row >= 2^32 or a column >= 2^34.
+    """
     for what, index, limit in (("row", rows, ROW_LIMIT), ("column", columns, COLUMN_LIMIT)):
-        if index.min() < 0 or index.max() >= limit:
+        if isinstance(index, range):
+            least, greatest = sorted((index[0], index[-1]))
+        else:
+            least, greatest = int(index.min()), int(index.max())
+        if least < 0 or greatest >= limit:
             raise InvalidValueError(
                 f"{what} indices must lie in [0, {limit}); got "
-                f"{index.min()} to {index.max()}. Split the tensor and give each part its own key."
+                f"{least} to {greatest}. Split the tensor and give each part its own key."
             )
