@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ._errors import FaninError, TargetError, one_of
 from .distributions import DISTRIBUTIONS, Distribution
@@ -38,7 +38,7 @@ def _parse(text: str) -> tuple[str, Distribution | Initializer]:
         tree = None
     if not (glob and equals and isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)):
         raise TargetError(f"{EXPECTED}; got {text!r}.")
-    kinds = {**DISTRIBUTIONS, **INITIALIZERS}
+    kinds: dict[str, Callable[..., Distribution | Initializer]] = {**DISTRIBUTIONS, **INITIALIZERS}
     try:
         kind = kinds[one_of("the distribution or initializer", tree.func.id, kinds)]
         arguments = [ast.literal_eval(a) for a in tree.args]

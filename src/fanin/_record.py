@@ -173,7 +173,7 @@ class Recorder(TorchDispatchMode):
             reported (sparse, complex, subclasses of Tensor), with their counts.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - what a run consists of, in its order
         self,
         model: nn.Module,
         on_op: Callable[[Op], None],
