@@ -60,9 +60,7 @@ def fill_(tensor: Tensor, distribution: Distribution, *, key: str, seed: int = 0
 
     Source: docs/engine.md; Salmon et al. 2011 (Philox), Box & Muller 1958.
     """
-    stream = Stream(key, seed)
-    check_fillable(tensor, distribution)
-    write(tensor, distribution, stream)
+    _write(tensor, *_fillable(tensor, distribution, Stream(key, seed)))
     return tensor
 
 
@@ -73,6 +71,10 @@ def check_fillable(tensor: Tensor, distribution: Distribution) -> None:
         InvalidValueError: not a tensor or distribution; a shape or dtype that does not fit.
         ModelError: a tensor that holds no numbers, or one number for several elements.
     """
+    _fillable(tensor, distribution, Stream(""))
+
+
+def _fillable(tensor: Tensor, distribution: Distribution, stream: Stream) -> tuple[Shard, Sampler]:
     _check_arguments(tensor, distribution)
     if _has_no_numbers(tensor):
         raise ModelError(
@@ -84,7 +86,7 @@ def check_fillable(tensor: Tensor, distribution: Distribution) -> None:
             f"weights are real or complex floating point; got dtype {tensor.dtype}. "
             "Convert it, e.g. with tensor.float(), or leave this tensor out."
         )
-    _sampler(distribution, tensor, Stream(""))
+    return _sampler(distribution, tensor, stream)
 
 
 def write(tensor: Tensor, distribution: Distribution, stream: Stream) -> None:
@@ -99,20 +101,23 @@ def write(tensor: Tensor, distribution: Distribution, stream: Stream) -> None:
     _check_arguments(tensor, distribution)
     if _has_no_numbers(tensor):
         return
-    shard, sample = _sampler(distribution, tensor, stream)
-    # What exceeds the dtype becomes inf, as in torch, without a warning.
-    with (
-        torch.inference_mode(mode=tensor.is_inference()),
-        torch.no_grad(),
-        np.errstate(over="ignore"),
-    ):
-        # .data leaves the version counter alone: however many pieces, a write is one version.
-        local = shard.local.data
-        if not (isinstance(sample, Drawn) and _written_in_place(local, shard, sample)):
+    _write(tensor, *_sampler(distribution, tensor, stream))
+
+
+def _write(tensor: Tensor, shard: Shard, sample: Sampler) -> None:
+    # .data leaves the version counter alone: however many pieces, a write is one version.
+    local = shard.local.data
+    if not (isinstance(sample, Drawn) and _written_in_place(local, shard, sample)):
+        # What exceeds the dtype becomes inf, as in torch, without a warning.
+        with (
+            torch.inference_mode(mode=tensor.is_inference()),
+            torch.no_grad(),
+            np.errstate(over="ignore"),
+        ):
             for piece, r, c in _pieces(local, shard):
                 piece.copy_(torch.from_numpy(sample(r, c)).reshape(piece.shape))
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
 
 
 def write_constant(tensor: Tensor, value: complex | None = None) -> None:
@@ -144,7 +149,7 @@ def _check_arguments(tensor: Tensor, distribution: Distribution) -> None:
     if not isinstance(distribution, Elementwise):
         distribution.std_for(tuple(tensor.shape))  # raises if the shape does not fit
     steps = zip(tensor.stride(), tensor.shape, strict=True)
-    if any(step == 0 and size > 1 for step, size in steps):
+    if not tensor.is_contiguous() and any(step == 0 and size > 1 for step, size in steps):
         raise ModelError(
             f"an expanded tensor keeps one number for several elements; got shape "
             f"{tuple(tensor.shape)} with strides {tensor.stride()}. "

@@ -90,8 +90,8 @@ class Draw:
             address = memory.address + i * memory.stride + j * memory.itemsize
             draw((address, memory.stride, height, row, column, column + width), key, numbers)
 
-        boxes = _parts(runs(rows), runs(columns), threads)
-        if threads == 1 or count < SERIAL_BELOW:
+        boxes = _parts(runs(rows), runs(columns), threads if count >= SERIAL_BELOW else 1)
+        if len(boxes) == 1 or threads == 1:
             for box in boxes:
                 part(box)
         else:
@@ -135,21 +135,25 @@ def runs(index: Index) -> list[Run]:
     return list(zip(starts.tolist(), index[starts].tolist(), lengths.tolist(), strict=True))
 
 
-def _parts(rows: list[Run], columns: list[Run], threads: int) -> Iterator[Box]:
+def _parts(rows: list[Run], columns: list[Run], threads: int) -> list[Box]:
     """Boxes that cover the grid: whole runs, or smaller ones where several threads share them."""
-    total = sum(n for *_, n in rows) * sum(n for *_, n in columns)
-    if threads == 1 or total < SERIAL_BELOW:
-        yield from product(rows, columns)
-        return
+    boxes = list(product(rows, columns))
+    if threads == 1:
+        return boxes
+    total = sum(height * width for (_, _, height), (_, _, width) in boxes)
     size = max(SERIAL_BELOW, total // (PARTS * threads))
-    for (i, row, height), (j, column, width) in product(rows, columns):
-        across = max(RUN, size // RUN * RUN)
-        down = max(1, size // width)
-        # Cuts lie at multiples of RUN, so that no tile is drawn twice.
-        cuts = [column, *range((column // RUN + 1) * RUN, column + width, across), column + width]
-        for r in range(0, height, down):
-            for low, high in pairwise(cuts):
-                yield (i + r, row + r, min(down, height - r)), (j + low - column, low, high - low)
+    return [part for box in boxes for part in _split(box, size)]
+
+
+def _split(box: Box, size: int) -> Iterator[Box]:
+    """About ``size`` elements each; cut at multiples of RUN, so that no tile is drawn twice."""
+    (i, row, height), (j, column, width) = box
+    down = max(1, size // width)
+    begin, across = (column // RUN + 1) * RUN, max(RUN, size // RUN * RUN)
+    cuts = [column, *range(begin, column + width, across), column + width]
+    for r in range(0, height, down):
+        for low, high in pairwise(cuts):
+            yield (i + r, row + r, min(down, height - r)), (j + low - column, low, high - low)
 
 
 @lru_cache(maxsize=1)
@@ -161,13 +165,9 @@ def _pool(threads: int, _: int) -> ThreadPoolExecutor:
 def _loaded(law: str, dtype: str, count: int) -> Kernel | None:
     if os.environ.get(PORTABLE, "0") not in ("", "0"):
         return None
-    asked = _asked.get((law, dtype), 0)
-    if asked < LOADING_PAYS:
-        asked += count + CALL
-        _asked[law, dtype] = asked
-        if asked < LOADING_PAYS:
-            return None
-    return _load(law, dtype)
+    asked = _asked.get((law, dtype), 0) + count + CALL
+    _asked[law, dtype] = asked
+    return None if asked < LOADING_PAYS else _load(law, dtype)
 
 
 @cache

@@ -30,7 +30,7 @@ _SIGNATURE = types.void(
     types.UniTuple(types.int64, 4),
     types.UniTuple(types.float64, NUMBERS),
 )
-_transform = register_jitable(nogil=True, error_model="numpy")
+_transform = register_jitable(nogil=True, error_model="numpy", forceinline=True)
 
 
 @intrinsic
@@ -49,6 +49,7 @@ _pointer: Any = _as_pointer
 
 @_transform
 def _uniform_32(words: Any, _: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     half, middle, least, greatest = (
         F32(numbers[0]),
         F32(numbers[1]),
@@ -61,6 +62,7 @@ def _uniform_32(words: Any, _: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _uniform_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     half, middle, least, greatest = numbers[0], numbers[1], numbers[2], numbers[3]
     for i in range(values.size):
         value = m.signed_uniform_64(words[i], low[i]) * half + middle
@@ -69,6 +71,7 @@ def _uniform_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _normal_32(words: Any, _: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     std, mean = F32(numbers[0]), F32(numbers[1])
     for pair in range(values.size // 32):
         x, z = words[32 * pair : 32 * pair + 32], values[32 * pair : 32 * pair + 32]
@@ -80,6 +83,7 @@ def _normal_32(words: Any, _: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _normal_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     std, mean = numbers[0], numbers[1]
     for pair in range(values.size // 32):
         x, y = words[32 * pair : 32 * pair + 32], low[32 * pair : 32 * pair + 32]
@@ -92,6 +96,7 @@ def _normal_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _truncated_2(words: Any, _: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     inside, outside, sigma, mean = numbers[0], numbers[1], F32(numbers[2]), F32(numbers[3])
     least, greatest = F32(numbers[4]), F32(numbers[5])
     for i in range(values.size):
@@ -101,6 +106,7 @@ def _truncated_2(words: Any, _: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _truncated_3(words: Any, _: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     inside, outside, sigma, mean = numbers[0], numbers[1], F32(numbers[2]), F32(numbers[3])
     least, greatest = F32(numbers[4]), F32(numbers[5])
     for i in range(values.size):
@@ -110,6 +116,7 @@ def _truncated_3(words: Any, _: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _window_32(words: Any, low: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     below, inside, above, a, b, sigma, mean, bottom, top, least_64, greatest_64 = numbers
     least, greatest = F32(least_64), F32(greatest_64)
     for i in range(values.size):
@@ -120,6 +127,7 @@ def _window_32(words: Any, low: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _window_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
+    m.wide()
     below, inside, above, a, b, sigma, mean, bottom, top, least, greatest = numbers
     for i in range(values.size):
         z = m.clip(m.window(words[i], low[i], below, inside, above), a, b)
@@ -131,12 +139,14 @@ def _window_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
 
 @_transform
 def _bfloat16(values: Any, out: Any) -> None:
+    m.wide()
     for i in range(out.size):
         out[i] = m.to_bfloat16(values[i])
 
 
 @_transform
 def _float16(values: Any, out: Any) -> None:
+    m.wide()
     for i in range(out.size):
         out[i] = m.to_float16(values[i])
 
@@ -213,7 +223,9 @@ def _direct(law: str, dtype: str) -> Callable:
                 values = line[at : at + count] if whole else spare[: 64 * tiles]
                 transform(words, low, values, numbers)
                 if not whole:
-                    line[at : at + count] = spare[skip : skip + count]
+                    # A loop: numba takes seconds to compile the assignment of a slice.
+                    for i in range(count):
+                        line[at + i] = spare[skip + i]
                 column += count
 
     return draw

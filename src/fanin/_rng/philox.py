@@ -138,7 +138,7 @@ def check_limits(rows: range | Array, columns: range | Array) -> None:
     """
     for what, index, limit in (("row", rows, ROW_LIMIT), ("column", columns, COLUMN_LIMIT)):
         if isinstance(index, range):
-            least, greatest = sorted((index[0], index[-1]))
+            least, greatest = min(index[0], index[-1]), max(index[0], index[-1])
         else:
             least, greatest = int(index.min()), int(index.max())
         if least < 0 or greatest >= limit:

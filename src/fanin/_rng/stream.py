@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
@@ -40,7 +41,9 @@ class Stream:
             raise InvalidValueError(
                 f"key must be text, normally the parameter's name; got {self.key!r}."
             )
-        whole = isinstance(self.seed, Integral) and not isinstance(self.seed, bool)
+        whole = type(self.seed) is int or (
+            isinstance(self.seed, Integral) and not isinstance(self.seed, bool)
+        )
         if not whole or not 0 <= self.seed < 2**64:
             raise InvalidValueError(
                 f"seed must be an integer in [0, 2**64); got {self.seed!r}. "
@@ -57,7 +60,7 @@ class Stream:
             digest_size=16,
             person=ENGINE.encode(),
         ).digest()
-        k0, k1, s2, s3 = (int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
+        k0, k1, s2, s3 = struct.unpack("<4I", digest)
         return k0, k1, s2, s3 & 0x7FFFFFFF
 
     def child(self, label: str) -> Stream:
