@@ -43,8 +43,8 @@ def conv_net() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
 
 
-def transformer() -> nn.Module:
-    layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True, norm_first=True)
+def transformer(width: int) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True, norm_first=True)
     return nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
 
 
@@ -52,7 +52,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP 100x512, batch 64, He": (lambda: mlp("he"), (64, 512)),
     "MLP 100x512, batch 64, torch default": (lambda: mlp("default"), (64, 512)),
     "conv net, 6 layers, 16x3x32x32": (conv_net, (16, 3, 32, 32)),
-    "transformer, 4 blocks, 8x64x128": (transformer, (8, 64, 128)),
+    "transformer, 4 blocks, 8x128x256": (lambda: transformer(256), (8, 128, 256)),
+    "transformer, 4 blocks, 8x64x128": (lambda: transformer(128), (8, 64, 128)),
 }
 
 

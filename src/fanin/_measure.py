@@ -1,6 +1,7 @@
-"""Statistics of one tensor, true over the whole range of float64.
+"""Statistics of many tensors, true over the whole range of float64.
 
-Axes: B samples (dim 0), F features (all other dims), U units (channels, else the last dim).
+Axes: K tensors of one shape, B samples (dim 0), F features (all other dims), U units (channels,
+else the last dim).
 
 A sum of squares of float32 numbers underflows in float32 from 1e-23 on and overflows from 1e19 on,
 and float32 cannot tell a cosine of 1 - 1e-8 from 1, so sums are taken in float64. On a CPU float32
@@ -8,107 +9,88 @@ is five times faster and looking at a result is free: there float64 is used wher
 result says that it must be. Sums of float64 numbers, which underflow from 1e-162 on, are taken of
 x over its largest number.
 
-Rms and mean come from all elements; the cosine between samples and the fractions of dead and
+The rms comes from all elements; the mean, the cosine between samples and the fractions of dead and
 saturated elements from at most about `CAP`: short runs of neighbouring features at a constant
 stride that shares no factor with their number, so that all channels and positions have their turn.
+These are copied, and measured several tensors at a time: twenty short calls cost more than the
+arithmetic.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Array = NDArray[Any]
-
-CAP = 2**18  # elements of one tensor that are looked at for the cosine
+CAP = 2**16  # elements of one tensor that are copied
+SLAB = 2**18  # elements that are measured at a time
+MOST = 32  # slabs at a time
 RUN = 64  # features taken together: a few cache lines
 _SAFE = (1e-30, 1e30)  # mean squares that float32 sums hold with all their digits
 _NEAR = 0.999  # up to this cosine float32's error of 1e-7 is of no account
-_LEAST = 1e-37  # a norm of 0 counts as this, so that 0/0 is 0
-
-# Functions that give exact zeros; of these the first three never give negative numbers.
-POSITIVE = frozenset(("relu", "relu6", "hardsigmoid"))
-KILLERS = POSITIVE | {
-    "threshold",
-    "clamp",
-    "maximum",
-    "where",
-    "hardswish",
-    "hardshrink",
-    "softshrink",
-}
-# Bounded functions and their range. relu6 has its floor at 0, where it is not saturated but off.
-BOUNDED = {
-    "tanh": (-1.0, 1.0),
-    "sigmoid": (0.0, 1.0),
-    "softsign": (-1.0, 1.0),
-    "hardsigmoid": (0.0, 1.0),
-    "erf": (-1.0, 1.0),
-    "relu6": (-6.0, 6.0),
-}
-EDGE = 0.97  # of the half range, from the middle
+# A norm of 0 counts as this, so that 0/0 is 0.
+_LEAST = {torch.float32: 1e-37, torch.float64: 1e-300}
+EDGE = 0.97  # saturated: beyond this of the half range, from the middle
 
 
 class Wanted(NamedTuple):
     """What to measure beside rms, mean and cosine.
 
     Args:
-        op: the field's name.
-        units: the dim along which units lie.
+        units: the dim along which units lie, to count those that are zero throughout; else None.
+        positive: no element is negative.
         range: of a bounded function.
-        dead: zeros mean that a unit is switched off.
         masked: -inf means that an element takes no part.
     """
 
-    op: str = ""
-    units: int = 0
+    units: int | None = None
+    positive: bool = False
     range: tuple[float, float] | None = None
-    dead: bool = False
     masked: bool = False
 
 
 Number = Tensor | float  # a 0-dim tensor, where looking at it would mean to wait
 
 
-class Sums(NamedTuple):
-    """What one tensor of ``n`` elements tells.
+@dataclass(slots=True)
+class Sums:
+    """What one tensor tells.
 
     Args:
-        named: ``squares``: sum x^2; ``total``: sum x; ``cosines``: |sum_b x_b/|x_b||^2;
-            ``samples``: how many are not zero; ``scale``: what x was divided by before; and
-            where wanted ``units`` met, ``alive`` ones among them, the fraction ``saturated``,
-            and elements ``masked``.
+        n: its elements.
+        m: those that were copied.
+        named: ``squares``: sum x^2 over all n; ``total``: sum x over m; ``cosines``:
+            |sum_b x_b/|x_b||^2; ``samples``: how many are not zero; where wanted, ``units`` met
+            and ``alive`` ones among them, the fraction ``saturated``, and how many of n are
+            ``masked``; ``scale``: what x was divided by before.
     """
 
     n: int
-    named: dict[str, Number]
+    m: int
+    named: dict[str, Number] = field(default_factory=dict)
 
 
-class Sample(NamedTuple):
-    """A tensor as B x F, perhaps every ``stride``-th run of its features.
+class Layout(NamedTuple):
+    """How a tensor lies in a row of B x F numbers.
 
     Args:
-        rows: B x F, a view where torch can give one.
         run: features in a run.
-        stride: in runs.
-        shape: the features' dims in the order in which ``rows`` has them.
+        stride: in runs; 1 if all are taken.
+        shape: the features' dims in memory order.
         dims: which dims of the tensor those are.
     """
 
-    rows: Tensor
     run: int
     stride: int
     shape: tuple[int, ...]
     dims: tuple[int, ...]
 
 
-def sample(value: Tensor) -> Sample:
-    """``value`` as B x F with at most about `CAP` elements; features in memory order."""
+def sample(value: Tensor) -> tuple[Tensor, Layout]:
+    """``value`` as B x F with at most about `CAP` elements, a view where torch can give one."""
     if value.ndim == 0:
         value = value.view(1, 1)
     dims = tuple(range(1, value.ndim))
@@ -117,7 +99,7 @@ def sample(value: Tensor) -> Sample:
         value = value.permute(0, *dims)
     shape, rows = tuple(value.shape[1:]), value.reshape(value.shape[0], -1)
     if rows.numel() <= CAP:
-        return Sample(rows, 1, 1, shape, dims)
+        return rows, Layout(1, 1, shape, dims)
     if rows.shape[0] > CAP // 8:
         rows = rows[:: math.ceil(rows.shape[0] * 8 / CAP)]
     run = math.gcd(rows.shape[1], RUN)
@@ -125,163 +107,177 @@ def sample(value: Tensor) -> Sample:
     stride = math.ceil(rows.numel() / CAP)
     while math.gcd(stride, runs) > 1:
         stride += 1
-    rows = rows.view(len(rows), runs, run)[:, ::stride].reshape(len(rows), -1)
-    return Sample(rows, run, stride, shape, dims)
+    return rows.unflatten(1, (runs, run))[:, ::stride], Layout(run, stride, shape, dims)
+
+
+@dataclass(slots=True)
+class _Slab:
+    """Memory for K tensors that are measured alike, and what is known of those in it."""
+
+    memory: Tensor
+    layout: Layout
+    wanted: Wanted
+    sums: list[Sums] = field(default_factory=list)
 
 
 class Bench:
-    """Measures tensors one after the other, with as few calls as will do."""
+    """Collects tensors and measures them a slab at a time."""
 
     def __init__(self) -> None:
-        self._weights: dict[tuple[torch.dtype, int], tuple[Tensor, Array]] = {}
+        self._slabs: dict[tuple[object, ...], _Slab] = {}
+        self._waiting: list[tuple[list[str], Tensor, list[Sums]]] = []
 
     def forward(self, value: Tensor, wanted: Wanted) -> Sums:
-        """Everything that one op's output tells.
+        """Take an op's output; what comes back is complete after `finish`.
 
         Args:
             value: samples along dim 0, not empty.
             wanted: what to look for.
         """
-        extra: dict[str, Number] = {}
         value = value.detach()
+        named: dict[str, Number] = {}
         if wanted.masked:
             hidden = value == -math.inf
-            value, extra["masked"] = value.masked_fill(hidden, 0.0), hidden.sum()
-        value = _scaled(value, extra)
-        taken = sample(value)
-        named, total_F = self._sums(taken.rows)
-        if taken.rows.numel() < value.numel():
-            named |= {"squares": _squares(value), "total": value.sum()}
-        if wanted.dead:
-            size_F = total_F if wanted.op in POSITIVE else taken.rows.abs().sum(0)
-            extra["units"], extra["alive"] = _alive(size_F, wanted.units, taken)
-        if wanted.range:
-            extra["saturated"] = _saturated(taken.rows, wanted.range, extra.get("scale"))
-        return _ready(value, named | extra)
+            value, named["masked"] = value.masked_fill(hidden, 0.0), _seen(hidden.sum())
+        if value.dtype is torch.float64:
+            if wanted.range:
+                named["saturated"] = _seen(_saturated(value.view(1, 1, -1), wanted.range)[0])
+            value, wanted = _scaled(value, named), wanted._replace(range=None)
+        rows, layout = sample(value)
+        if layout.stride > 1:
+            named["squares"] = _squares(value)
+        sums = Sums(value.numel(), rows.numel(), named)
+        slab = self._slab(rows, layout, wanted)
+        slab.memory[len(slab.sums)].view_as(rows).copy_(rows)
+        slab.sums.append(sums)
+        if len(slab.sums) == len(slab.memory):
+            self._measure(slab)
+        return sums
 
     def backward(self, grad: Tensor) -> Sums:
         """The gradient's sum of squares."""
         named: dict[str, Number] = {}
-        grad = _scaled(grad.detach(), named)
+        grad = grad.detach()
+        if grad.dtype is torch.float64:
+            grad = _scaled(grad, named)
         named["squares"] = _squares(grad)
-        return _ready(grad, named)
+        return Sums(grad.numel(), grad.numel(), named)
 
-    def _sums(self, rows_BF: Tensor) -> tuple[dict[str, Number], Tensor]:
-        """Sums over samples, and each feature's total."""
-        if rows_BF.device.type != "cpu":
-            return _sums_there(rows_BF.double())
-        if rows_BF.dtype is not torch.float64:
-            named, total_F = self._sums_here(rows_BF.float())
-            alike = named["samples"] * (1 + _NEAR * (named["samples"] - 1))
-            if _is_safe(named["squares"] / rows_BF.numel()) and not named["cosines"] > alike:
-                return {**named}, total_F
-        named, total_F = self._sums_here(rows_BF.double())
-        return {**named}, total_F
+    def finish(self) -> None:
+        """Measure what is left, and complete all `Sums` handed out, with one wait per device."""
+        for slab in self._slabs.values():
+            self._measure(slab)
+        for names, columns, sums in self._waiting:
+            for column, one in zip(columns.T.tolist(), sums, strict=True):
+                one.named = {**dict(zip(names, column, strict=True)), **one.named}
+        self._waiting.clear()
 
-    def _sums_here(self, x_BF: Tensor) -> tuple[dict[str, float], Tensor]:
-        """On a CPU; NumPy for what is short, because a call of it costs a third of torch's."""
-        norm_B = torch.linalg.vector_norm(x_BF, dim=1).numpy().astype(np.float64)
-        weight_2B, array_2B = self._weight(x_BF)
-        with np.errstate(over="ignore", invalid="ignore"):
-            np.divide(1.0, np.maximum(norm_B, _LEAST), out=array_2B[0], casting="same_kind")
-            sum_2F = weight_2B @ x_BF
-            cosine_F, total_F = sum_2F.numpy()
-            named = {
-                "squares": float(norm_B @ norm_B),
-                "total": float(total_F.sum()),
-                "cosines": float(cosine_F @ cosine_F),
-                "samples": float(np.count_nonzero(norm_B)),
-            }
-        return named, sum_2F[1]
+    def _slab(self, rows: Tensor, layout: Layout, wanted: Wanted) -> _Slab:
+        wide = rows.dtype is torch.float64 or rows.device.type != "cpu"
+        key = (rows.device, wide, rows.shape, layout, wanted)
+        slab = self._slabs.get(key)
+        if slab is None and len(self._slabs) == MOST:
+            for full in self._slabs.values():
+                self._measure(full)
+            self._slabs.clear()
+        if slab is None:
+            shape = (max(1, SLAB // rows.numel()), len(rows), rows.numel() // len(rows))
+            dtype = torch.float64 if wide else torch.float32
+            slab = _Slab(torch.empty(shape, dtype=dtype, device=rows.device), layout, wanted)
+            self._slabs[key] = slab
+        return slab
 
-    def _weight(self, x_BF: Tensor) -> tuple[Tensor, Array]:
-        """A matrix of two rows, the second one ones; the same memory at every call."""
-        key = (x_BF.dtype, len(x_BF))
-        if key not in self._weights:
-            ones = x_BF.new_ones((2, len(x_BF)))
-            self._weights[key] = ones, ones.numpy()
-        return self._weights[key]
+    def _measure(self, slab: _Slab) -> None:
+        if not slab.sums:
+            return
+        x_KBF, sums = slab.memory[: len(slab.sums)], slab.sums
+        names, columns = _columns(x_KBF, slab)
+        if x_KBF.dtype is torch.float32:
+            size = x_KBF[0].numel()
+            for i, (squares, _, cosines, b, *_) in enumerate(columns.T.tolist()):
+                alike = cosines > b + _NEAR * b * (b - 1)
+                if alike or not _SAFE[0] < squares / size < _SAFE[1]:
+                    columns[:, i] = _columns(x_KBF[i : i + 1].double(), slab)[1][:, 0]
+        self._waiting.append((names, columns, sums))
+        slab.sums = []
 
 
-def _sums_there(x_BF: Tensor) -> tuple[dict[str, Number], Tensor]:
-    """On an accelerator: nothing is looked at, and calls are not waited for."""
-    norm_B = torch.linalg.vector_norm(x_BF, dim=1)
-    inverse_B = norm_B.clamp_min(_LEAST).reciprocal()
-    cosine_F, total_F = inverse_B @ x_BF, x_BF.sum(0)
-    named: dict[str, Number] = {
-        "squares": norm_B.dot(norm_B),
-        "total": total_F.sum(),
-        "cosines": cosine_F.dot(cosine_F),
-        "samples": norm_B.count_nonzero(),
+def _columns(x_KBF: Tensor, slab: _Slab) -> tuple[list[str], Tensor]:
+    """The sums of K tensors, a column each, and the rows' names."""
+    norm_KB = torch.linalg.vector_norm(x_KBF, dim=2)
+    weight_K2B = torch.stack(
+        (norm_KB.clamp_min(_LEAST[norm_KB.dtype]).reciprocal(), torch.ones_like(norm_KB)), 1
+    )
+    cosine_KF, total_KF = torch.bmm(weight_K2B, x_KBF).unbind(1)
+    rows = {
+        "squares": norm_KB.double().square().sum(1),
+        "total": total_KF.sum(1),
+        "cosines": cosine_KF.square().sum(1),
+        "samples": norm_KB.count_nonzero(1),
     }
-    return named, total_F
+    if slab.wanted.units is not None:
+        size_KF = total_KF if slab.wanted.positive else x_KBF.abs().sum(1)
+        rows["units"], rows["alive"] = _alive(size_KF, slab.wanted.units, slab.layout)
+    if slab.wanted.range:
+        rows["saturated"] = _saturated(x_KBF, slab.wanted.range)
+    return list(rows), torch.stack([row.double() for row in rows.values()])
 
 
-def _ready(value: Tensor, named: dict[str, Number]) -> Sums:
-    if value.device.type == "cpu":
-        return Sums(value.numel(), {name: float(number) for name, number in named.items()})
-    return Sums(value.numel(), named)
-
-
-def _is_safe(mean_square: float) -> bool:
-    return _SAFE[0] < mean_square < _SAFE[1]
-
-
-def _scaled(value: Tensor, named: dict[str, Number]) -> Tensor:
-    """``value``; in float64 divided by its largest number, which becomes ``named["scale"]``."""
-    if value.dtype is not torch.float64:
-        return value
-    largest = value.abs().amax()
-    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-    named["scale"] = scale
-    return value / scale
-
-
-def _flat(value: Tensor) -> Tensor:
-    """All elements in memory order, where that saves a copy."""
-    if not value.is_contiguous():
-        value = value.permute(sorted(range(value.ndim), key=lambda d: -value.stride()[d]))
-    return value.reshape(-1)
-
-
-def _squares(value: Tensor) -> Tensor:
-    """Sum x^2."""
-    if value.device.type == "cpu":
-        flat = _flat(value)
-        flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
-        squares = flat.dot(flat)
-        if flat.dtype is torch.float64 or _is_safe(float(squares) / len(flat)):
-            return squares
-        flat = flat.double()
-        return flat.dot(flat)
-    return torch.linalg.vector_norm(value, dtype=torch.float64).square()
-
-
-def _saturated(rows: Tensor, limits: tuple[float, float], scale: Number | None) -> Number:
+def _saturated(x_KBF: Tensor, limits: tuple[float, float]) -> Tensor:
     """Fraction of elements beyond `EDGE` of the range around its middle."""
     middle, half = (limits[0] + limits[1]) / 2, (limits[1] - limits[0]) / 2
-    rows = rows if scale is None else rows * scale
-    rows = rows - middle if middle else rows
-    return (rows.abs() > EDGE * half).count_nonzero() / rows.numel()
+    beyond_KBF = (x_KBF - middle if middle else x_KBF).abs() > EDGE * half
+    return beyond_KBF.count_nonzero((1, 2)) / x_KBF[0].numel()
 
 
-def _alive(size_F: Tensor, units: int, taken: Sample) -> tuple[Number, Tensor]:
+def _alive(size_KF: Tensor, units: int, layout: Layout) -> tuple[Tensor, Tensor]:
     """How many units were met, and how many of them are not zero throughout.
 
     Args:
-        size_F: 0 exactly for features that are zero throughout.
+        size_KF: 0 exactly for features that are zero throughout.
         units: the dim of the tensor along which units lie.
-        taken: what ``size_F`` was summed over.
+        layout: of the tensor.
     """
-    if len(taken.shape) < 2:
-        return float(len(size_F)), size_F.count_nonzero()
-    at = taken.dims.index(units) if units in taken.dims else len(taken.shape) - 1
-    width, inner = taken.shape[at], math.prod(taken.shape[at + 1 :])
-    if taken.stride == 1:
-        return float(width), size_F.view(-1, width, inner).sum((0, 2)).count_nonzero()
-    feature_F = torch.arange(math.prod(taken.shape), device=size_F.device)
-    feature_F = feature_F.view(-1, taken.run)[:: taken.stride].reshape(-1)
-    unit_F = (feature_F // inner) % width
-    size_U = size_F.new_zeros(width).index_add_(0, unit_F, size_F)
-    met_U = size_F.new_zeros(width).index_add_(0, unit_F, torch.ones_like(size_F))
-    return met_U.count_nonzero(), size_U.count_nonzero()
+    at = layout.dims.index(units) if units in layout.dims else len(layout.shape) - 1
+    if len(layout.shape) < 2:
+        met, size_KU = size_KF.shape[1], size_KF
+    elif layout.stride == 1:
+        met, inner = layout.shape[at], math.prod(layout.shape[at + 1 :])
+        size_KU = size_KF.unflatten(1, (-1, met, inner)).sum((1, 3))
+    else:
+        inner = math.prod(layout.shape[at + 1 :])
+        feature_F = torch.arange(math.prod(layout.shape), device=size_KF.device)
+        feature_F = feature_F.view(-1, layout.run)[:: layout.stride].reshape(-1)
+        unit_F = (feature_F // inner) % layout.shape[at]
+        met = len(unit_F.unique())
+        size_KU = size_KF.new_zeros((len(size_KF), layout.shape[at])).index_add_(1, unit_F, size_KF)
+    alive_K = size_KU.count_nonzero(1)
+    return torch.full_like(alive_K, met), alive_K
+
+
+def _scaled(value: Tensor, named: dict[str, Number]) -> Tensor:
+    """``value`` over its largest number, which becomes ``named["scale"]``."""
+    largest = value.abs().amax()
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    named["scale"] = _seen(scale)
+    return value / scale
+
+
+def _squares(value: Tensor) -> Number:
+    """Sum x^2."""
+    if value.device.type != "cpu":
+        return torch.linalg.vector_norm(value, dtype=torch.float64).square()
+    if not value.is_contiguous():
+        value = value.permute(sorted(range(value.ndim), key=lambda d: -value.stride()[d]))
+    flat = value.reshape(-1)
+    flat = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
+    squares = float(flat.dot(flat))
+    if flat.dtype is torch.float64 or _SAFE[0] < squares / len(flat) < _SAFE[1]:
+        return squares
+    flat = flat.double()
+    return float(flat.dot(flat))
+
+
+def _seen(number: Tensor) -> Number:
+    """As a number, where that costs no waiting."""
+    return float(number) if number.device.type == "cpu" else number

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ._activations import names, nonlinearity
-from ._measure import BOUNDED, KILLERS, Bench, Sums, Wanted
+from ._measure import Bench, Sums, Wanted
 from ._quadrature import expectation
 from ._record import INPUT, Op
 from ._report import Layer, Signal
@@ -33,6 +33,20 @@ _WEIGHTS = frozenset(("linear", "embedding", "bilinear"))
 _NORMS = frozenset(("layer_norm", "rms_norm", "group_norm", "batch_norm"))
 _MIXERS = frozenset(("matmul", "scaled_dot_product_attention", "softmax", "lstm"))
 _MASKS = frozenset(("masked_fill", "where"))
+# Functions that give exact zeros; the first ones never give negative numbers.
+_POSITIVE = frozenset(("relu", "relu6", "hardsigmoid"))
+_KILLERS = _POSITIVE | {
+    "threshold", "clamp", "maximum", "where", "hardswish", "hardshrink", "softshrink"
+}  # fmt: skip
+# Bounded functions and their range. relu6 has its floor at 0, where it is not saturated but off.
+_RANGES = {
+    "tanh": (-1.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "softsign": (-1.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "erf": (-1.0, 1.0),
+    "relu6": (-6.0, 6.0),
+}
 _MARGIN = 2.0**10  # above the least normal number: elements far below the rms count too
 
 
@@ -77,6 +91,7 @@ class Meter:
         self._forward: list[Sums | None] = []
         self._grads: dict[int, Sums] = {}
         self._with_grad: set[int] = set()
+        self._input: Sums | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,9 +120,9 @@ class Meter:
         """A module returned what op ``index`` made."""
         self.outputs[name] = index
 
-    def alone(self, value: Tensor) -> Signal:
-        """Rms, mean and correlation of a tensor that no op made."""
-        return _figures([self._bench.forward(value, Wanted())])[0].signal
+    def on_input(self, value: Tensor) -> None:
+        """Measure what the model is given."""
+        self._input = self._bench.forward(value, Wanted())
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def hook(grad: Tensor) -> None:
@@ -134,14 +149,18 @@ class Meter:
         # Attention adds its mask, -inf where nothing is to be seen, to the scores.
         added = op.op == "add" and len(op.sources) == 1 and not op.params
         return Wanted(
-            op.op,
-            units,
-            range=_range(op),
-            dead=by_bool or op.op in KILLERS,
-            masked=added or op.op in _MASKS or op.aten == "baddbmm",
+            units if by_bool or op.op in _KILLERS else None,
+            op.op in _POSITIVE,
+            _range(op),
+            added or op.op in _MASKS or op.aten == "baddbmm",
         )
 
     # afterwards ------------------------------------------------------------------------------
+
+    def input(self) -> Signal | None:
+        """What `on_input` got."""
+        self._bench.finish()
+        return None if self._input is None else _figures([self._input])[0].signal()
 
     def layers(self, scale: float) -> tuple[tuple[Layer, ...], int]:
         """One `Layer` per op, and how many figures left the dtype's range.
@@ -149,6 +168,7 @@ class Meter:
         Args:
             scale: the gradient was multiplied by it.
         """
+        self._bench.finish()
         forward = _figures(self._forward)
         grads = {i: f.rms for i, f in zip(self._grads, _figures(self._grads.values()), strict=True)}
         bars = error_bars(self.seen, [f.cosine for f in forward], [f.rms for f in forward])
@@ -157,9 +177,7 @@ class Meter:
                 seen.module,
                 seen.op,
                 seen.shape,
-                measured=replace(
-                    f.signal, grad_rms=grads[i] / scale if i in grads else None, error_bar=bars[i]
-                ),
+                measured=f.signal(grads[i] / scale if i in grads else None, bars[i]),
             )
             for i, (seen, f) in enumerate(zip(self.seen, forward, strict=True))
         )
@@ -173,6 +191,7 @@ class _Figures:
     """The sums of one tensor as numbers; all NaN for an empty one."""
 
     n: float = 1.0
+    m: float = 1.0
     squares: float = math.nan
     total: float = math.nan
     cosines: float = math.nan
@@ -206,32 +225,35 @@ class _Figures:
         """Fraction of units that are zero throughout, where it was asked for."""
         return None if self.units is None else 1 - self.alive / self.units
 
-    @property
-    def signal(self) -> Signal:
-        """Without gradient and error bar."""
+    def signal(self, grad_rms: float | None = None, error_bar: float | None = None) -> Signal:
+        """The record that the report keeps."""
         return Signal(
             act_rms=self.rms,
-            act_mean=self.scale * self.total / self.count,
+            act_mean=self.scale * self.total / self.m * self.n / self.count,
             correlation=self.cosine,
+            grad_rms=grad_rms,
             dead=self.dead,
             saturated=self.saturated,
+            error_bar=error_bar,
         )
 
 
 def _figures(sums: Iterable[Sums | None]) -> list[_Figures]:
-    """All sums as numbers, with one transfer per device."""
+    """All sums as numbers; those still on a device with one transfer each."""
     found = list(sums)
     figures: list[dict[str, Any]] = [dict(s.named) if s else {} for s in found]
     places: dict[torch.device, list[tuple[int, str]]] = defaultdict(list)
     for i, named in enumerate(figures):
         for name, value in named.items():
-            if isinstance(value, Tensor):
+            if type(value) is Tensor:
                 places[value.device].append((i, name))
     for where in places.values():
         numbers = torch.stack([figures[i][name].double() for i, name in where]).tolist()
         for (i, name), number in zip(where, numbers, strict=True):
             figures[i][name] = number
-    return [_Figures(n=s.n, **f) if s else _Figures() for s, f in zip(found, figures, strict=True)]
+    return [
+        _Figures(s.n, s.m, **f) if s else _Figures() for s, f in zip(found, figures, strict=True)
+    ]
 
 
 def _range(op: Op) -> tuple[float, float] | None:
@@ -239,7 +261,7 @@ def _range(op: Op) -> tuple[float, float] | None:
     if op.op == "hardtanh":
         low, high = op.args[1:3] if len(op.args) > 2 else (-1.0, 1.0)
         return float(low), float(high)
-    return BOUNDED.get(op.op)
+    return _RANGES.get(op.op)
 
 
 def _lost(rms: Iterable[float], dtype: torch.dtype) -> int:
@@ -289,7 +311,7 @@ def error_bars(
         sources = [s for s in op.sources if s != INPUT]
         known = [v for s in sources if (v := variances[s]) is not None]
         base = max(known, default=0.0) if len(known) == len(sources) else None
-        samples = op.shape[0] if op.shape else 1
+        samples = max(1, op.shape[0]) if op.shape else 1
         shared = 1 / samples + (1 - 1 / samples) * (1.0 if cosine is None else cosine) ** 2
         before.append(base if op.weighted else None)
         if op.op in _NORMS:

@@ -184,7 +184,8 @@ class _Objects:
         for module in model.modules():
             self._containers.append((module.__dict__, module.__dict__.copy()))
             for value in module.__dict__.values():
-                self._visit(value)
+                if type(value) not in _PLAIN:
+                    self._visit(value)
         self._tensors = [_TensorState(t) for t in (*model.parameters(), *model.buffers())]
         for parameter in model.parameters():
             memory.guard(parameter)
@@ -219,7 +220,8 @@ class _Objects:
     def restore(self) -> None:
         """Put every object back where it was."""
         for container, content in self._containers:
-            _put_back(container, content)
+            if container or content:
+                _put_back(container, content)
         for tensor in self._tensors:
             tensor.restore()
         for put_back in self._restores:
@@ -228,8 +230,6 @@ class _Objects:
 
 def _put_back(container: Any, content: Any) -> None:
     """Give ``container`` its old content, in its old order, if it has another."""
-    if not container and not content:
-        return
     if len(container) == len(content):
         if isinstance(container, set):
             same = container == content

@@ -9,6 +9,7 @@ second time in float64.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,7 +28,7 @@ from ._inputs import Inputs, as_inputs
 from ._meter import Meter
 from ._preserve import Watch, preserved
 from ._record import Recorder, floating_leaves
-from ._report import Coverage, SignalReport
+from ._report import Coverage, Layer, SignalReport
 
 SCALE = 2.0**48  # of the cotangent, for dtypes with float32's exponents
 COTANGENT_SEED = 0xFA71
@@ -74,15 +75,21 @@ def probe(
 
     Source: Schoenholz et al. 2017 (arXiv 1611.01232), sections 3 and 4, for the three quantities.
     """
-    _check(model)
     inputs = as_inputs(example_inputs)
+    _check(model, inputs)
     report, lost = _run(model, inputs, loss_fn, backward=backward, wide=False)
     if lost and report.dtype != "float64":
         report = _again_in_float64(report, lost, model, inputs, loss_fn, backward=backward)
     return replace(report, findings=find(report))
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, inputs: Inputs) -> None:
+    given = [t for t in tree_leaves((inputs.args, inputs.kwargs)) if isinstance(t, Tensor)]
+    if given and not any(t.numel() for t in given):
+        raise ModelError(
+            f"the example inputs are empty: {', '.join(str(list(t.shape)) for t in given)}. "
+            "Give at least one sample; two or more show the correlation between inputs."
+        )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise ModelError(
@@ -144,6 +151,9 @@ def _run(
     meter = Meter()
     with _surroundings(model, backward=backward, wide=wide) as watch:
         call = _wide_call(model, inputs) if wide else _call(model, inputs)
+        for tensor in filter(_is_measurable, tree_leaves(call.args)):
+            meter.on_input(tensor)
+            break
         recorder = Recorder(model, meter.on_op, call.args, meter.on_output, call.parameters, watch)
         try:
             with recorder:
@@ -157,28 +167,37 @@ def _run(
         notes = _backward(output, loss, meter.edges, scale) if backward else []
         layers, lost = meter.layers(scale)
         leaves = _leaves(model)
-        first = next((t for t in tree_leaves(call.args) if _is_floating(t) and t.numel()), None)
         report = SignalReport(
             layers,
             coverage=Coverage(
                 len(layers), recorder.seen, tuple(f"{n} x{k}" for n, k in recorder.missed.items())
             ),
             outputs=tuple((name, i) for name, i in meter.outputs.items() if name in leaves),
-            inputs=None if first is None else meter.alone(first),
+            inputs=meter.input(),
             loss=None if loss is None else float(loss.detach()),
             chance=None if loss is None else _chance(loss, output),
             dtype=str(meter.dtype).removeprefix("torch."),
-            notes=tuple(notes)
-            if layers
-            else (*notes, "no op on floating tensors reads the inputs"),
+            notes=(*notes, *_gaps(layers, backward=backward and not notes)),
         )
     return report, lost
 
 
+def _gaps(layers: tuple[Layer, ...], *, backward: bool) -> Iterator[str]:
+    """What is missing from the layers, in words."""
+    if not layers:
+        yield "no op on floating tensors reads the inputs"
+    known = sum(x.signal.grad_rms is not None for x in layers)
+    if backward and known < len(layers):
+        yield f"gradients reach {known} of {len(layers)} ops"
+
+
 @contextmanager
 def _surroundings(model: nn.Module, *, backward: bool, wide: bool) -> Iterator[Watch]:
-    """Everything put back afterwards; ops that arrive one by one; no time lost to denormals."""
-    fused = torch.backends.mha.get_fastpath_enabled()
+    """Everything put back afterwards; ops that arrive one by one; nothing that costs for no gain.
+
+    Denormals would slow the CPU down; a garbage collection in the middle finds nothing to free.
+    """
+    fused, collects = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()
     with (
         preserved(model) as watch,
         torch.inference_mode(mode=False),
@@ -186,16 +205,23 @@ def _surroundings(model: nn.Module, *, backward: bool, wide: bool) -> Iterator[W
     ):
         torch.backends.mha.set_fastpath_enabled(value=False)
         torch.set_flush_denormal(True)
+        gc.disable()
         if wide:
             torch.set_default_dtype(torch.float64)
         try:
             yield watch
         finally:
             torch.backends.mha.set_fastpath_enabled(value=fused)
+            if collects:
+                gc.enable()
 
 
 def _is_floating(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _is_measurable(value: Any) -> bool:
+    return _is_floating(value) and value.layout is torch.strided and value.numel() > 0
 
 
 def _leaves(model: nn.Module) -> set[str]:
@@ -211,7 +237,7 @@ def _leaves(model: nn.Module) -> set[str]:
 
 
 def _call(model: nn.Module, inputs: Inputs) -> _Call:
-    frozen = not any(p.requires_grad for p in model.parameters())
+    frozen = not all(p.requires_grad for p in model.parameters())
     args, kwargs = _copies(inputs, frozen=frozen, wide=False)
     return _Call(lambda: model(*args, **kwargs), (args, kwargs))
 
@@ -223,7 +249,7 @@ def _wide_call(model: nn.Module, inputs: Inputs) -> _Call:
         for n, p in model.named_parameters()
     }
     buffers = {n: _widened(b.detach()).clone() for n, b in model.named_buffers()}
-    frozen = not any(p.requires_grad for p in params.values())
+    frozen = not all(p.requires_grad for p in params.values())
     args, kwargs = _copies(inputs, frozen=frozen, wide=True)
     return _Call(
         lambda: functional_call(model, {**params, **buffers}, args, kwargs), (args, kwargs), params
@@ -237,7 +263,7 @@ def _widened(tensor: Tensor) -> Tensor:
 def _copies(inputs: Inputs, *, frozen: bool, wide: bool) -> tuple[Any, Any]:
     """Clones of the arguments, one per tensor.
 
-    If no parameter wants a gradient, floating inputs do: else there would be none to measure.
+    If some parameter wants no gradient, floating inputs do: else there may be none to measure.
     """
     copies: dict[int, Tensor] = {}
 
@@ -255,6 +281,10 @@ def _copies(inputs: Inputs, *, frozen: bool, wide: bool) -> tuple[Any, Any]:
     return args, kwargs
 
 
+def _words(error: Exception) -> str:
+    return str(error).rstrip(" .\n")
+
+
 def _where_it_failed(model: nn.Module, where: str, args: Any, error: Exception) -> str:
     kind = type(model.get_submodule(where)).__name__
     place = f"in module {where!r} ({kind})" if where else f"in {kind} itself"
@@ -264,7 +294,7 @@ def _where_it_failed(model: nn.Module, where: str, args: Any, error: Exception) 
         if isinstance(t, Tensor)
     )
     return (
-        f"the model failed {place}: {type(error).__name__}: {error}. "
+        f"the model failed {place}: {type(error).__name__}: {_words(error)}. "
         f"It was called with {given or 'no tensors'}. Give example inputs that model(...) accepts."
     )
 
@@ -277,7 +307,7 @@ def _loss(loss_fn: Callable[[Any], Tensor], output: Any) -> Tensor:
         loss = loss_fn(output)
     except Exception as error:
         raise ModelError(
-            f"loss_fn failed on the model's output: {type(error).__name__}: {error}. "
+            f"loss_fn failed on the model's output: {type(error).__name__}: {_words(error)}. "
             "It is called with what model(...) returns and gives one number."
         ) from error
     if not _is_floating(loss) or loss.numel() != 1:
@@ -298,9 +328,9 @@ def _backward(
     root = roots[0]
     if loss is None:
         generator = torch.Generator().manual_seed(COTANGENT_SEED)
-        cotangent = torch.randn(root.shape, generator=generator, dtype=torch.float64, device="cpu")
+        cotangent = torch.randn(root.shape, generator=generator, dtype=torch.float32, device="cpu")
     else:
-        cotangent = torch.ones(root.shape, dtype=torch.float64, device="cpu")
+        cotangent = torch.ones(root.shape, dtype=torch.float32, device="cpu")
     cotangent = (cotangent * scale).to(root.device, root.dtype)
     # In torch's own backward nothing writes into the model; then `preserved` need not watch.
     watch = nullcontext() if _runs_python(root) else torch._C._DisableTorchDispatch()  # noqa: SLF001
@@ -309,7 +339,7 @@ def _backward(
             torch.autograd.grad(root, edges, cotangent, allow_unused=True)
     except Exception as error:
         raise ModelError(
-            f"the backward pass failed: {type(error).__name__}: {error}. "
+            f"the backward pass failed: {type(error).__name__}: {_words(error)}. "
             "probe(..., backward=False) measures the forward pass alone."
         ) from error
     return []

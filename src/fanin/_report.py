@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from ._errors import InvalidValueError, MissingExtraError, one_of
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMAT = "fanin-report-1"
+_NUMBERS = frozenset((float, type(None)))
 SEVERITIES = ("error", "warning")
 
 
@@ -44,12 +45,11 @@ class Signal:
     error_bar: float | None = None
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and (
+        for name, value in vars(self).items():
+            if type(value) not in _NUMBERS and (
                 isinstance(value, bool) or not isinstance(value, (int, float))
             ):
-                raise InvalidValueError(f"{field.name} must be a number or None; got {value!r}.")
+                raise InvalidValueError(f"{name} must be a number or None; got {value!r}.")
 
 
 @dataclass(frozen=True)
