@@ -89,6 +89,11 @@ def _axis(tensor: Any, dim: int) -> Index:
         piece = distribute_tensor(
             torch.arange(length, device="cpu"), tensor.device_mesh, placements, src_data_rank=None
         )
+    except TypeError as error:
+        raise ModelError(
+            f"torch {torch.__version__} cannot place indices without communication (distribute_tensor has "
+            "no src_data_rank). Use a newer torch, or initialise before sharding."
+        ) from error
     except AssertionError as error:
         raise ModelError(
             f"torch cannot split dim {dim} of length {length} as {tensor.placements} say. "

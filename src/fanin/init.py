@@ -105,7 +105,7 @@ def calculate_gain(nonlinearity: Any, param: Any = None) -> float:
     """
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
-        if isinstance(slope, bool) or not isinstance(slope, int | float):
+        if isinstance(slope, bool) or not isinstance(slope, (int, float)):
             raise InvalidValueError(f"negative_slope {param} not a valid number")
         return math.sqrt(2.0 / (1 + slope**2))
     if isinstance(nonlinearity, str) and nonlinearity in TORCH_NAMES:
