@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ._errors import ModelError, PlanError, closest
 from ._fill import check_fillable, fill_
+from ._plan import tiles
 from ._roles import Slot, slots_of
 from ._shards import is_dtensor
 from .distributions import Distribution
@@ -88,7 +89,7 @@ def _check_writable(row: Row, slot: Slot) -> None:
             f"{row.name} is a DTensor and has slices drawn on their own ({', '.join(p.name for p in row.packed)}); "
             "a slice of a DTensor is a copy. Fill the model before sharding it. Nothing was written."
         )
-    for distribution, part in _pieces(row, slot.tensor.detach()):
+    for distribution, part, _ in _pieces(row, slot.tensor.detach()):
         try:
             check_fillable(part, distribution)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -107,27 +108,20 @@ def check_parametrization(slot: Slot) -> None:
             )
 
 
-def _pieces(row: Row, tensor: Tensor) -> list[tuple[Distribution, Tensor]]:
-    pieces: list[tuple[Distribution, Tensor]] = [
-        (p.distribution, tensor.narrow(p.dim, p.start, p.stop - p.start)) for p in row.packed
+def _pieces(row: Row, tensor: Tensor) -> list[tuple[Distribution, Tensor, str]]:
+    """What is drawn into which part of ``tensor`` from which stream, in the order of writing."""
+    slices = [
+        (p.distribution, tensor.narrow(p.dim, p.start, p.stop - p.start), f"{row.name}:{p.name}")
+        for p in row.packed
     ]
-    return pieces if _tiled(row) else [(row.distribution, tensor), *pieces]
-
-
-def _tiled(row: Row) -> bool:
-    return (
-        bool(row.packed)
-        and sum(p.stop - p.start for p in row.packed) == row.shape[row.packed[0].dim]
-    )
+    whole = [] if tiles(row.packed, row.shape) else [(row.distribution, tensor, row.name)]
+    return [*whole, *slices]
 
 
 def _write(row: Row, slot: Slot, seed: int) -> None:
     target = torch.empty_like(slot.tensor) if slot.through else slot.tensor
-    if not _tiled(row):
-        fill_(target, row.distribution, key=row.name, seed=seed)
-    for p in row.packed:
-        part = target.narrow(p.dim, p.start, p.stop - p.start)
-        fill_(part, p.distribution, key=f"{row.name}:{p.name}", seed=seed)
+    for distribution, part, key in _pieces(row, target):
+        fill_(part, distribution, key=key, seed=seed)
     if slot.through:
         write_through(slot, target)
 

@@ -95,7 +95,7 @@ class Row:
         """
         distribution = choose(self.distribution, _fan(self.fan_in, self.fan_out))
         packed = tuple(_changed(part, choose, self.shape) for part in self.packed)
-        if packed and _tiles(packed, self.shape):
+        if tiles(packed, self.shape):
             distribution = packed[0].distribution
         return replace(
             self,
@@ -119,8 +119,9 @@ def _fan(fan_in: float | None, fan_out: float | None) -> Fan | None:
     return None if fan_in is None or fan_out is None else Fan(fan_in, fan_out)
 
 
-def _tiles(packed: tuple[Packed, ...], shape: tuple[int, ...]) -> bool:
-    return sum(p.stop - p.start for p in packed) == shape[packed[0].dim]
+def tiles(packed: tuple[Packed, ...], shape: tuple[int, ...]) -> bool:
+    """Whether the slices leave nothing of the tensor to its own distribution."""
+    return bool(packed) and sum(p.stop - p.start for p in packed) == shape[packed[0].dim]
 
 
 def realised_std(shape: tuple[int, ...], base: Distribution, packed: tuple[Packed, ...]) -> float:

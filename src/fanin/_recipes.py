@@ -16,7 +16,7 @@ from ._errors import PlanError, UncoveredParameterError, closest
 from ._facts import FREE_ROLE, RESIDUAL_ROLES, WEIGHT_ROLES, ModelFacts, ParamInfo, PartInfo
 from ._fans import Fan
 from ._gains import gain
-from ._plan import InitPlan, Packed, Row, realised_std
+from ._plan import InitPlan, Packed, Row, realised_std, tiles
 from .distributions import Constant, DeltaOrthogonal, Distribution, Normal, Orthogonal
 from .initializers import Initializer, LecunNormal
 
@@ -265,8 +265,9 @@ def _overridden(info: ParamInfo, glob: str, value: Override) -> Choice:
 
 def _row(info: ParamInfo, facts: ModelFacts, choice: Choice) -> Row:
     packed = tuple(p for part in info.parts for p in _packed(info, part, choice))
-    tiled = bool(packed) and sum(p.stop - p.start for p in packed) == info.shape[packed[0].dim]
-    base = packed[0].distribution if tiled else choice.make(info.fan, info.shape)
+    base = (
+        packed[0].distribution if tiles(packed, info.shape) else choice.make(info.fan, info.shape)
+    )
     if all(p.distribution == base and isinstance(base, Constant) for p in packed):
         packed = ()
     elif isinstance(base, Constant):

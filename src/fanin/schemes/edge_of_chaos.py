@@ -11,7 +11,6 @@ from .._gains import edge_of_chaos
 from .._recipes import (
     VECTORS,
     Choice,
-    Rule,
     Scheme,
     always,
     delta_orthogonal,
@@ -88,12 +87,9 @@ def _strict(info: ParamInfo, facts: ModelFacts) -> Choice:
         ) from error
 
 
-WEIGHTS: Rule = weights(_strict)
-BIASES: Rule = critical_biases
-
 SCHEME = Scheme(
     "edge_of_chaos",
     "orthogonal at the order-to-chaos transition, biases included",
     "Schoenholz et al. 2017, Deep Information Propagation; Pennington et al. 2017; Xiao et al. 2018",
-    (rnn_hidden, WEIGHTS, embeddings(), BIASES, *VECTORS),
+    (rnn_hidden, weights(_strict), embeddings(), critical_biases, *VECTORS),
 )
