@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from fanin._fans import MODES, Fan
+from fanin._moments.domain import Abstract, concatenated, measured, reshaped
 from fanin.distributions import (
     BoundedNormal,
     Constant,
@@ -77,8 +79,8 @@ LAWS = {
     "TruncatedNormal": truncated_normals,
     "BoundedNormal": bounded_normals(),
     "Sparse": sparses,
-    "Orthogonal": st.builds(Orthogonal, reals()),
-    "DeltaOrthogonal": st.builds(DeltaOrthogonal, reals()),
+    "Orthogonal": st.builds(Orthogonal, reals(), st.booleans()),
+    "DeltaOrthogonal": st.builds(DeltaOrthogonal, reals(), st.booleans()),
     "Identity": st.builds(Identity, reals()),
     "Dirac": st.builds(Dirac, st.integers(1, 8), reals()),
 }
@@ -106,3 +108,34 @@ INITIALIZERS_BY_NAME = {
     "Fixed": st.builds(Fixed, distributions),
 }
 initializers = st.one_of(*INITIALIZERS_BY_NAME.values())
+
+lengths = st.sampled_from((1, 2, 3, 4, 6))
+
+
+@st.composite
+def numbers(draw, shape):
+    """Random numbers of that shape, with a mean, the same for the same seed."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    return rng.normal(draw(st.sampled_from((0.0, 1.0, -2.0))), 1.0, shape)
+
+
+@st.composite
+def abstracts(draw, rank=None):
+    """Small tensors whose axes have one or two factors, one of them perhaps two or three segments."""
+    rank = draw(st.integers(0, 3)) if rank is None else rank
+    factors = [draw(st.lists(lengths, min_size=1, max_size=2)) for _ in range(rank)]
+    shape = [math.prod(f) for f in factors]
+
+    def one(parts) -> Abstract:
+        flat = [n for f in parts for n in f]
+        return reshaped(measured(draw(numbers(flat))).plain(), [math.prod(f) for f in parts])
+
+    if not rank or math.prod(shape) > 80:
+        return one([f[:1] for f in factors])
+    dim = draw(st.integers(0, rank - 1))
+    pieces = []
+    for _ in range(draw(st.integers(1, 3))):
+        own = [list(f) for f in factors]
+        own[dim][0] = draw(lengths)
+        pieces.append(one(own))
+    return concatenated(pieces, dim) if len(pieces) > 1 else pieces[0]

@@ -70,7 +70,8 @@ def test_cdf_and_ppf_agree_with_scipy(ours, theirs):
 
 
 def test_everything_is_registered_and_has_a_strategy():
-    assert set(DISTRIBUTIONS) == set(strategies.LAWS)
+    # Kept draws nothing: it has tests of its own.
+    assert set(DISTRIBUTIONS) == set(strategies.LAWS) | {"Kept"}
     assert set(DISTRIBUTIONS) <= set(module.__all__)
     assert all(issubclass(cls, Distribution) for cls in DISTRIBUTIONS.values())
 
@@ -418,3 +419,14 @@ def test_bounded_normal_is_what_torch_draws(mean, std, low, high):
     x = torch.nn.init.trunc_normal_(torch.empty(n, dtype=torch.float64), mean, std, low, high)
     distance = stats.kstest(x.numpy(), BoundedNormal(mean, std, low, high).cdf).statistic
     assert distance <= math.sqrt(math.log(2 / 1e-9) / (2 * n))
+
+
+def test_kept_says_what_was_found_and_cannot_be_scaled():
+    law = module.Kept(0.5, 0.1)
+    assert (law.mean_for((3,)), law.std_for((3,))) == (0.5, 0.1)
+    assert module.distribution_from_dict(law.to_dict()) == law
+    assert law.scaled(1.0) is law
+    with pytest.raises(InvalidValueError, match=r"plan\.replace"):
+        law.scaled(2.0)
+    with pytest.raises(InvalidValueError, match="sigma"):
+        module.Kept(0.0, -1.0)

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fanin import InvalidValueError, ModelError
+from fanin import InvalidValueError, ModelError, _fill
 from fanin._drawers import DRAWERS, inward
-from fanin._fill import CHUNK, check_fillable, fill_, write
-from fanin._rng import Stream
+from fanin._fill import CHUNK, fill_, prepared, write
+from fanin._rng import Stream, backend
 from fanin.distributions import (
     DISTRIBUTIONS,
     BoundedNormal,
@@ -27,6 +27,7 @@ from fanin.distributions import (
     DeltaOrthogonal,
     Dirac,
     Identity,
+    Kept,
     Normal,
     Orthogonal,
     Sparse,
@@ -34,6 +35,7 @@ from fanin.distributions import (
     Uniform,
 )
 from golden.make import PATH, cases, outcome
+from portable import specified
 
 INF = math.inf
 ELEMENTWISE = [
@@ -76,7 +78,12 @@ def same(a, b):
 
 
 def test_every_distribution_can_be_drawn():
-    assert set(DRAWERS) == set(DISTRIBUTIONS.values()) == {type(law) for law in LAWS}
+    assert set(DRAWERS) == set(DISTRIBUTIONS.values()) == {type(law) for law in LAWS} | {Kept}
+
+
+def test_what_is_kept_is_not_drawn():
+    with pytest.raises(InvalidValueError, match="Kept"):
+        fill_(torch.ones(3), Kept(), key="w")
 
 
 # Golden vectors
@@ -483,9 +490,9 @@ def drawn_on_cpu(law):
     ids=str,
 )  # fmt: skip
 def test_refused_and_nothing_written(tensor, law, error, message):
-    for call in (lambda: fill_(tensor, law, key="w"), lambda: check_fillable(tensor, law)):
+    for call in (fill_, prepared):
         with pytest.raises(error, match=message):
-            call()
+            call(tensor, law, key="w", seed=0)
     if isinstance(tensor, torch.Tensor):
         assert (tensor.to_dense() if tensor.is_sparse else tensor).to(torch.complex64).eq(1).all()
 
@@ -556,3 +563,145 @@ def test_speed_of_the_reference():
     start = time.process_time()
     fill_(tensor, Normal(1.0), key="w")
     assert (time.process_time() - start) / tensor.numel() < 400e-9  # 55-85 ns on an idle core
+
+
+# The short way
+
+
+@pytest.fixture
+def short_way(monkeypatch):
+    """Kernels at once; what is called takes the short way, or fails."""
+    pytest.importorskip("llvmlite")
+    monkeypatch.setattr(backend, "LOADING_PAYS", 0)
+    monkeypatch.setattr(backend, "portable", False)
+    monkeypatch.setattr(_fill, "_known", {})
+
+    def call(work, *arguments, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_fill, "_fillable", None)
+            return work(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("law", ELEMENTWISE, ids=str)
+def test_the_short_way_gives_the_same_bits(law, dtype, short_way):
+    """What has filled one tensor fills others of the dtype without a check, parameters too."""
+    drawn(law, (3,), dtype)
+    for shape in [(), (1,), (64,), (5, 67), (6, 4, 3, 5), (300, 200)]:
+        with specified():
+            expected = drawn(law, shape, dtype)
+        for kind in (lambda t: t, torch.nn.Parameter):
+            tensor = kind(torch.empty(shape, dtype=dtype))
+            assert short_way(fill_, tensor, law, key="w", seed=3) is tensor
+            assert same(tensor.detach(), expected)
+        again = torch.empty(shape, dtype=dtype)
+        write_all = short_way(prepared, again, law, key="w", seed=3)
+        write_all()
+        assert same(again, expected)
+
+
+def test_laws_that_differ_by_the_sign_of_a_zero_are_two(short_way):
+    plus, minus = Normal(0.0, 0.0), Normal(0.0, -0.0)
+    assert plus == minus
+    with specified():
+        expected = [drawn(law, (64,)) for law in (plus, minus)]
+    assert not same(*expected)
+    for _ in range(2):
+        assert all(
+            same(drawn(law, (64,)), e) for law, e in zip((plus, minus), expected, strict=True)
+        )
+    zeros = [drawn(Constant(z), (3,)) for z in (0.0, -0.0, 0.0)]
+    assert [math.copysign(1, z[0]) for z in zeros] == [1, -1, 1]
+
+
+UNUSUAL = {
+    "a view with gaps": lambda: torch.empty(8, 16)[:, ::2],
+    "transposed": lambda: torch.empty(8, 9).T,
+    "empty": lambda: torch.empty(0, 3),
+    "large": lambda: torch.empty(300, 300),
+    "negative": lambda: torch._neg_view(torch.empty(5)),
+    "meta": lambda: torch.empty(5, device="meta"),
+    "sparse": lambda: torch.zeros(5, 5).to_sparse(),
+    "sparse rows": lambda: torch.zeros(5, 5).to_sparse_csc(),
+    "another dtype": lambda: torch.empty(5, dtype=torch.float8_e5m2),
+    "integers": lambda: torch.empty(5, dtype=torch.int32),
+    "a subclass": lambda: torch.empty(5).as_subclass(type("Mine", (torch.Tensor,), {})),
+    "no tensor": lambda: [1.0, 2.0],
+    "ragged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(nested|Sparse).*:UserWarning")
+@pytest.mark.parametrize("law", [Normal(1.0), Constant(0.5)], ids=str)
+@pytest.mark.parametrize("make", UNUSUAL.values(), ids=UNUSUAL)
+def test_what_is_not_plain_goes_the_long_way(make, law, short_way, monkeypatch):
+    monkeypatch.setattr(
+        torch, "get_num_threads", lambda: 2
+    )  # one thread alone takes large ones too
+    drawn(law, (3,))
+    tensor, threads = make(), torch.get_num_threads()
+    torch.set_num_threads(2)  # among which a large tensor is shared
+    try:
+        known = _fill.recall(tensor, law)
+        assert known is None or _fill.place_of(tensor, known) is None
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_mapped_tensors_go_the_long_way(short_way):
+    drawn(Normal(1.0), (3,))
+    asked = []
+
+    def each(x):
+        known = _fill.recall(x, Normal(1.0))
+        asked.append(known is None or _fill.place_of(x, known) is None)
+        return x
+
+    torch.func.vmap(each)(torch.zeros(2, 3))
+    torch.func.grad(lambda x: each(x).sum())(torch.zeros(3))
+    assert asked == [True, True]
+
+
+@pytest.mark.parametrize("law", [Normal(1.0), Constant(0.5)], ids=str)
+def test_the_short_way_is_seen_by_autograd(law, short_way):
+    drawn(law, (3,))
+    weight = torch.nn.Parameter(torch.ones(3))
+    before = weight._version
+    product = (weight * weight).sum()
+    short_way(fill_, weight, law, key="w")
+    assert weight._version == before + 1
+    assert weight.is_leaf
+    assert weight.requires_grad
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+@pytest.mark.parametrize("law", [Normal(1.0), Constant(0.5)], ids=str)
+def test_the_short_way_fills_inference_tensors(law, short_way):
+    expected = drawn(law, (3,))
+    with torch.inference_mode():
+        inside, outside = torch.empty(3), torch.empty(3)
+        assert torch.equal(fill_(inside, law, key="w", seed=3), expected)
+    assert torch.equal(fill_(outside, law, key="w", seed=3), expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "seed"), [(3, 0), ("w", -1), ("w", 2**64), ("w", 0.5), ("w", True)]
+)
+@pytest.mark.parametrize("law", [Normal(1.0), Constant(0.5)], ids=str)
+def test_the_short_way_refuses_bad_keys_and_seeds(law, key, seed, short_way):
+    drawn(law, (3,), key="w", seed=1)
+    tensor = torch.ones(3)
+    with pytest.raises(InvalidValueError):
+        short_way(fill_, tensor, law, key=key, seed=seed)
+    assert (tensor == 1).all()
+
+
+def test_what_is_remembered_does_not_grow_without_end(short_way, monkeypatch):
+    monkeypatch.setattr(_fill, "_KNOWN_AT_MOST", 10)
+    for i in range(100):
+        drawn(Normal(1.0 + i), (3,))
+    assert len(_fill._known) <= 10
+    assert torch.equal(drawn(Normal(5.0), (3,)), drawn(Normal(5.0), (3,)))

@@ -1,4 +1,4 @@
-"""The engine against its law: words, layout, transforms to the last bits, products, Haar."""
+"""The engine against its law: words, layout, transforms to the last bits."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ import pytest
 import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threadpoolctl import threadpool_limits
 
 from fanin import InvalidValueError
 from fanin import _rng as rng
 from fanin._rng import Elements, Stream, double, single
 from fanin._rng import coefficients as table
-from fanin._rng.orthogonal import haar
 from fanin._rng.philox import addresses, philox, words
 from fanin._rng.probability import interval, tail_ratio
-from fanin._rng.product import product
 
 F32, F64 = np.float32, np.float64
 REALS = [F32, F64]
@@ -393,64 +390,3 @@ def test_truncated_never_crosses_the_cut(cut, sigma, mean, real):
     assert value.max() <= mean + cut * sigma
     # 65536 draws come within 1e-3 of both ends of the law's probability
     assert (value.max() - mean) / sigma > 0.97 * cut * (0.9 if cut > 3 else 1.0)
-
-
-# Order-free products and Haar
-
-
-@settings(deadline=None)
-@given(
-    st.integers(1, 6), st.integers(1, 200), st.integers(1, 6), st.integers(-60, 60), st.booleans()
-)
-def test_product_is_a_product_in_any_order(m, k, n, exponent, is_complex):
-    pick = np.random.default_rng(m * 1000 + k)
-    a, b = pick.standard_normal((m, k)) * 2.0**exponent, pick.standard_normal((k, n))
-    if is_complex:
-        a, b = a + 1j * pick.standard_normal((m, k)), b - 1j * pick.standard_normal((k, n))
-    found, order = product(a, b), pick.permutation(k)
-    assert np.array_equal(product(a[:, order], b[order]), found)
-    scale = np.abs(a).max() * np.abs(b).max()
-    assert np.abs(found - a @ b).max() <= 2.0**-50 * k * scale
-
-
-def normals(i, j, stream=None):
-    return rng.normal(block(i, j, stream), 1.0, 0.0, real=F64)
-
-
-def complex_normals(i, j):
-    return normals(i, np.stack([2 * j, 2 * j + 1], 1).reshape(-1)).view(np.complex128)
-
-
-@pytest.mark.parametrize(
-    ("m", "n"), [(1, 1), (2, 2), (7, 3), (64, 64), (129, 128), (200, 131), (300, 1)]
-)
-@pytest.mark.parametrize("draw", [normals, complex_normals], ids=["real", "complex"])
-def test_haar_columns_are_orthonormal(m, n, draw):
-    q = haar(m, n, draw)
-    assert np.abs(q.conj().T @ q - np.eye(n)).max() <= 1e-14
-
-
-@pytest.mark.parametrize(("m", "n"), [(5, 5), (9, 4)])
-@pytest.mark.parametrize("draw", [normals, complex_normals], ids=["real", "complex"])
-def test_haar_is_the_product_of_its_reflectors(m, n, draw):
-    """Against Stewart's text: one Householder matrix at a time, then the signs of R's diagonal."""
-    whole, phases = np.eye(m, dtype=complex), []
-    for k in range(n):
-        x = np.zeros(m, complex)
-        x[k:] = draw(np.array([k]), np.arange(k, m))[0]
-        phase = x[k] / abs(x[k])
-        v = x.copy()
-        v[k] += phase * np.linalg.norm(x)
-        reflector = np.eye(m) - 2 * np.outer(v, v.conj()) / np.vdot(v, v).real
-        assert np.allclose(reflector @ x, -phase * np.linalg.norm(x) * np.eye(m)[k])
-        whole = whole @ reflector
-        phases.append(-phase)
-    assert np.abs(haar(m, n, draw) - whole[:, :n] * np.array(phases)).max() <= 1e-14
-
-
-def test_haar_bits_do_not_depend_on_threads():
-    found = []
-    for threads in (1, 2):
-        with threadpool_limits(limits=threads):
-            found.append(haar(300, 260, normals).tobytes())
-    assert found[0] == found[1]

@@ -177,7 +177,7 @@ def test_a_failing_run_falls_back_and_says_so():
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     facts = describe(net, torch.randn(4, 9))
     assert not facts.traced
-    assert "one run of the model failed (RuntimeError" in facts.notes[0]
+    assert "the graph could not be captured (ModelError" in facts.notes[0]
     assert by_name(facts)["0.weight"].activation.name == "relu"
 
 

@@ -2,7 +2,8 @@
 
 plan = fanin.plan(model, inputs)          # see the decision
 fanin.initialize_(model, inputs)          # act on it
-report = fanin.probe(model, inputs)       # measure the signal
+report = fanin.check(model, inputs)       # predict the signal, without running the model
+report = fanin.probe(model, inputs)       # measure it
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from . import schemes as schemes
     from ._api import initialize_ as initialize_
     from ._api import plan as plan
+    from ._calibrate import lsuv_ as lsuv_
+    from ._check import check as check
     from ._errors import FaninError as FaninError
     from ._errors import InvalidValueError as InvalidValueError
     from ._errors import MissingExtraError as MissingExtraError
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from ._errors import UncoveredParameterError as UncoveredParameterError
     from ._fans import Fan as Fan
     from ._fill import fill_ as fill_
+    from ._findings import Limits as Limits
     from ._inputs import Inputs as Inputs
     from ._layouts import Spec as Spec
     from ._layouts import fan_of as fan_of
@@ -57,6 +61,7 @@ _HOME = {
     "Inputs": "_inputs",
     "InvalidValueError": "_errors",
     "Layer": "_report",
+    "Limits": "_findings",
     "MissingExtraError": "_errors",
     "ModelError": "_errors",
     "Packed": "_plan",
@@ -68,12 +73,14 @@ _HOME = {
     "Spec": "_layouts",
     "TargetError": "_errors",
     "UncoveredParameterError": "_errors",
+    "check": "_check",
     "depth_scales": "_nonlinearity",
     "edge_of_chaos": "_nonlinearity",
     "fan_of": "_layouts",
     "fill_": "_fill",
     "gain": "_nonlinearity",
     "initialize_": "_api",
+    "lsuv_": "_calibrate",
     "plan": "_api",
     "probe": "_probe",
     "register_module": "_layouts",

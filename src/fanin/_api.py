@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from ._analysis import analyse
 from ._plan import InitPlan
 from ._recipes import Override, Scheme, build_plan
-from ._roles import describe
+from ._roles import facts_of, slots_of
+from ._solved import solved
 from .schemes import scheme_named
 
 
@@ -46,7 +48,14 @@ def plan(
         >>> round(fanin.plan(net, scheme="kaiming")["0.weight"].std, 4)
         0.1768
     """
-    return build_plan(describe(model, example_inputs), scheme_named(scheme), overrides)
+    slots_of(model)  # a lazy parameter is an error, not a reason to guess
+    analysis = analyse(model, example_inputs)
+    chosen = scheme_named(scheme)
+    facts = facts_of(model, analysis)
+    made = build_plan(facts, chosen, overrides)
+    if chosen.targets is None or analysis.structure is None:
+        return made
+    return solved(model, made, analysis, chosen.targets(facts))
 
 
 def initialize_(

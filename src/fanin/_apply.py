@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ._errors import ModelError, PlanError, closest
-from ._fill import check_fillable, fill_
+from ._fill import fill_, prepared
 from ._plan import tiles
+from ._rng import Stream
 from ._roles import Slot, slots_of
 from ._shards import is_dtensor
-from .distributions import Distribution
+from .distributions import Distribution, Kept
 
 if TYPE_CHECKING:
     from ._plan import InitPlan, Row
@@ -25,14 +27,13 @@ def apply_plan_(
     plan: InitPlan, model: nn.Module, *, seed: int = 0, only: str | Iterable[str] | None = None
 ) -> nn.Module:
     """Write ``plan`` into ``model``; see `InitPlan.fill_`."""
+    Stream("", seed)  # which refuses what is no seed
     slots = {s.name: s for s in slots_of(model)}
     _check_same_model(plan, slots)
-    rows = _chosen(plan, only)
-    for row in rows:
-        _check_writable(row, slots[row.name])
     with torch.no_grad():
-        for row in rows:
-            _write(row, slots[row.name], seed)
+        writes = [w for row in _chosen(plan, only) for w in _writes(row, slots[row.name], seed)]
+        for write in writes:
+            write()
     return model
 
 
@@ -80,8 +81,11 @@ def _chosen(plan: InitPlan, only: str | Iterable[str] | None) -> tuple[Row, ...]
     return tuple(r for r in plan.rows if r.name in names)
 
 
-def _check_writable(row: Row, slot: Slot) -> None:
-    """Everything that could fail halfway is asked before the first write."""
+def _writes(row: Row, slot: Slot, seed: int) -> list[Callable[[], object]]:
+    """What writes a row; everything that could fail halfway is asked here, before the first write."""
+    if isinstance(row.distribution, Kept):
+        _check_kept(row, slot)
+        return []
     if slot.through:
         check_parametrization(slot)
     if row.packed and is_dtensor(slot.tensor):
@@ -89,11 +93,21 @@ def _check_writable(row: Row, slot: Slot) -> None:
             f"{row.name} is a DTensor and has slices drawn on their own ({', '.join(p.name for p in row.packed)}); "
             "a slice of a DTensor is a copy. Fill the model before sharding it. Nothing was written."
         )
-    for distribution, part, _ in _pieces(row, slot.tensor.detach()):
+    writes = []
+    for distribution, part, key in _pieces(row, slot.tensor):
         try:
-            check_fillable(part, distribution)
+            writes.append(prepared(part, distribution, key=key, seed=seed))
         except (ValueError, TypeError, RuntimeError) as error:
             raise ModelError(f"{row.name}: {error} Nothing was written.") from error
+    return [partial(_write_through, row, slot, seed)] if slot.through else writes
+
+
+def _check_kept(row: Row, slot: Slot) -> None:
+    if slot.tensor.is_meta:
+        raise ModelError(
+            f"{row.name} is to keep its present values, but it is on the meta device and has none. "
+            f"Say how it starts, for example overrides={{{row.name!r}: Normal(0.02)}}. Nothing was written."
+        )
 
 
 def check_parametrization(slot: Slot) -> None:
@@ -110,6 +124,8 @@ def check_parametrization(slot: Slot) -> None:
 
 def _pieces(row: Row, tensor: Tensor) -> list[tuple[Distribution, Tensor, str]]:
     """What is drawn into which part of ``tensor`` from which stream, in the order of writing."""
+    if not row.packed:
+        return [(row.distribution, tensor, row.name)]
     slices = [
         (p.distribution, tensor.narrow(p.dim, p.start, p.stop - p.start), f"{row.name}:{p.name}")
         for p in row.packed
@@ -118,12 +134,11 @@ def _pieces(row: Row, tensor: Tensor) -> list[tuple[Distribution, Tensor, str]]:
     return [*whole, *slices]
 
 
-def _write(row: Row, slot: Slot, seed: int) -> None:
-    target = torch.empty_like(slot.tensor) if slot.through else slot.tensor
+def _write_through(row: Row, slot: Slot, seed: int) -> None:
+    target = torch.empty_like(slot.tensor)
     for distribution, part, key in _pieces(row, target):
         fill_(part, distribution, key=key, seed=seed)
-    if slot.through:
-        write_through(slot, target)
+    write_through(slot, target)
 
 
 def write_through(slot: Slot, value: Tensor) -> None:

@@ -167,6 +167,58 @@ def init(
     )
 
 
+def findings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Which findings count, and from what severity on the exit code is 1."""
+    options = (
+        click.option("--select", metavar="CODES", help="Only these: FAN102,FAN103, or FAN1."),
+        click.option("--ignore", metavar="CODES", help="Not these findings."),
+        click.option(
+            "--fail-on",
+            type=click.Choice([*SEVERITIES, "never"]),
+            default="error",
+            show_default=True,
+            help="The least severity that makes the exit code 1.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command(epilog=EPILOG, short_help="Predict the signal without running the model.")
+@target_argument
+@input_option
+@click.option("--plan", "plan_file", type=FILE, help="As this plan would start it.")
+@click.option("--scheme", help="As this scheme would start it.")
+@findings_options
+@format_option("table", "json", "md", "github")
+@output_option
+@click.pass_context
+def check(
+    context: click.Context,
+    *,
+    target: str,
+    inputs: tuple[str, ...],
+    plan_file: Path | None,
+    scheme: str | None,
+    select: str | None,
+    ignore: str | None,
+    fail_on: str,
+    form: str,
+    output: Path | None,
+) -> None:
+    """Predict the signal at every layer from the weights and the graph; nothing is computed."""
+    if plan_file and scheme:
+        raise click.UsageError("--plan and --scheme both say how the model starts; give one.")
+    wanted, unwanted = _codes(select), _codes(ignore)
+    given = _read_plan(plan_file) if plan_file else None
+    loaded = _load(target, inputs)
+    _needs_inputs(loaded, target, "check follows the model's graph")
+    made = _plan_of(loaded, scheme) if scheme else given
+    report = _chosen(_check_of(loaded, made), wanted, unwanted)
+    _report_out(context, report, loaded, form, output, fail_on)
+
+
 @cli.command(epilog=EPILOG, short_help="Measure the signal at every layer; say what is wrong.")
 @target_argument
 @input_option
@@ -176,15 +228,7 @@ def init(
     type=click.Choice(["cross-entropy"]),
     help="Backward from this loss on random classes.",
 )
-@click.option("--select", metavar="CODES", help="Only these findings: FAN102,FAN103, or FAN1.")
-@click.option("--ignore", metavar="CODES", help="Not these findings.")
-@click.option(
-    "--fail-on",
-    type=click.Choice([*SEVERITIES, "never"]),
-    default="error",
-    show_default=True,
-    help="The least severity that makes the exit code 1.",
-)
+@findings_options
 @format_option("table", "json", "md", "github")
 @output_option
 @click.pass_context
@@ -204,21 +248,9 @@ def probe(
     """Run the model as it stands and measure the signal at every layer, forward and backward."""
     wanted, unwanted = _codes(select), _codes(ignore)
     loaded = _load(target, inputs)
-    if loaded.inputs is None:
-        raise TargetError(
-            f"probe runs the model, so it needs inputs: let {target} return (module, example_inputs), "
-            "or give --input 2x3x32x32."
-        )
+    _needs_inputs(loaded, target, "probe runs the model")
     report = _chosen(_probe_of(loaded, loss, backward=not no_backward), wanted, unwanted)
-    forms: dict[str, Callable[[], str]] = {
-        "table": lambda: report_text(report),
-        "json": report.to_json,
-        "md": lambda: report_markdown(report),
-        "github": lambda: "\n".join(github_lines(report.findings, loaded.file, loaded.line)),
-    }
-    emit(forms[form](), output)
-    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on != "never" else ()
-    context.exit(int(any(f.severity in grave for f in report.findings)))
+    _report_out(context, report, loaded, form, output, fail_on)
 
 
 @cli.command(short_help="Say what a finding means and what to do.")
@@ -317,6 +349,41 @@ def _plan_of(loaded: Target, scheme: str | None, overrides: Sequence[str] = ()) 
     given = parse_overrides(overrides)
     with _users_code("planning"):
         return _api.plan(loaded.module, loaded.inputs, scheme=scheme or "auto", overrides=given)
+
+
+def _needs_inputs(loaded: Target, target: str, why: str) -> None:
+    if loaded.inputs is None:
+        raise TargetError(
+            f"{why}, so it needs inputs: let {target} return (module, example_inputs), "
+            "or give --input 2x3x32x32."
+        )
+
+
+def _report_out(  # noqa: PLR0917 - what every report is printed with
+    context: click.Context,
+    report: SignalReport,
+    loaded: Target,
+    form: str,
+    output: Path | None,
+    fail_on: str,
+) -> None:
+    """Print the report and set the exit code."""
+    forms: dict[str, Callable[[], str]] = {
+        "table": lambda: report_text(report),
+        "json": report.to_json,
+        "md": lambda: report_markdown(report),
+        "github": lambda: "\n".join(github_lines(report.findings, loaded.file, loaded.line)),
+    }
+    emit(forms[form](), output)
+    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1] if fail_on != "never" else ()
+    context.exit(int(any(f.severity in grave for f in report.findings)))
+
+
+def _check_of(loaded: Target, plan: InitPlan | None) -> SignalReport:
+    from . import _check  # noqa: PLC0415 - it loads torch
+
+    with _users_code("checking"):
+        return _check.check(loaded.module, loaded.inputs, plan=plan)
 
 
 def _probe_of(loaded: Target, loss: str | None, *, backward: bool) -> SignalReport:

@@ -106,8 +106,7 @@ def _parsed(value: Any) -> Any:
 
 def assign(owner: object, /, **attributes: object) -> None:
     """Set attributes of a frozen dataclass while it is being made."""
-    for name, attribute in attributes.items():
-        object.__setattr__(owner, name, attribute)
+    vars(owner).update(attributes)
 
 
 def _elementwise(name: str, law: Callable[[Array], Array], x: Any) -> Any:

@@ -28,6 +28,7 @@ from .distributions import (
     DeltaOrthogonal,
     Dirac,
     Identity,
+    Kept,
     Normal,
     Orthogonal,
     Sparse,
@@ -82,6 +83,25 @@ class Drawn:
         return self.draw(self.target.at(r, c))
 
 
+@dataclass(frozen=True, eq=False)
+class Same:
+    """A sampler of one number, which torch may also write itself.
+
+    Args:
+        target: where it goes.
+        value: the number.
+    """
+
+    target: Target
+    value: float
+
+    def __call__(self, r: slice, c: slice) -> Array:
+        """The number for each element of a block of the shard."""
+        shard = self.target.shard
+        # A double, so that integers come out whole.
+        return np.full((len(shard.rows[r]), len(shard.columns[c])), self.value)
+
+
 Drawer = Callable[[Any, Target], Sampler]
 DRAWERS: dict[type[Distribution], Drawer] = {}
 
@@ -106,13 +126,7 @@ def drawer(
 def _constant(law: Constant, target: Target) -> Sampler:
     if target.dtype.is_floating_point or target.dtype.is_complex:
         _check_holds(law, target.dtype, law.value)
-
-    def sample(r: slice, c: slice) -> Array:
-        block = target.at(r, c)
-        # A double, so that integers come out whole.
-        return np.full((block.rows.size, block.columns.size), law.value)
-
-    return sample
+    return Same(target, law.value)
 
 
 @drawer(Normal)
@@ -166,12 +180,12 @@ def _bounded_normal(law: BoundedNormal, target: Target) -> Sampler:
 @drawer(Orthogonal)
 def _orthogonal(law: Orthogonal, target: Target) -> Sampler:
     _check_random(law, target.dtype, law.gain)
-    shape = target.shard.shape
-    matrix = _haar(target, shape[0], math.prod(shape[1:]))
+    shape, shard = target.shard.shape, target.shard
+    matrix = _haar(law, target, shape[0], math.prod(shape[1:]))
 
     def sample(r: slice, c: slice) -> Array:
-        block = target.at(r, c)
-        return _rounded(matrix()[np.ix_(block.rows, block.columns)] * law.gain, target.real)
+        rows, columns = _selector(shard.rows[r]), _selector(shard.columns[c])
+        return matrix()[rows][:, columns]
 
     return sample
 
@@ -180,19 +194,24 @@ def _orthogonal(law: Orthogonal, target: Target) -> Sampler:
 def _delta_orthogonal(law: DeltaOrthogonal, target: Target) -> Sampler:
     _check_random(law, target.dtype, law.gain)
     shape = target.shard.shape
-    matrix = _haar(target, shape[0], shape[1])
+    matrix = _haar(law, target, shape[0], shape[1])
 
     def sample(r: slice, c: slice) -> Array:
         block = target.at(r, c)
         channel, tap = np.divmod(block.columns, math.prod(shape[2:]))
-        value = matrix()[np.ix_(block.rows, channel)] * law.gain
-        return _rounded(np.where(tap == _centre(shape[2:]), value, 0.0), target.real)
+        here = np.flatnonzero(tap == _centre(shape[2:]))
+        value = np.zeros((block.rows.size, block.columns.size), matrix().dtype)
+        value[:, here] = matrix()[np.ix_(block.rows, channel[here])]
+        return value
 
     return sample
 
 
-def _haar(target: Target, rows: int, columns: int) -> Callable[[], Array]:
-    """The whole semi-orthogonal matrix, when it is first asked for; wide ones by transposition."""
+def _haar(
+    law: Orthogonal | DeltaOrthogonal, target: Target, rows: int, columns: int
+) -> Callable[[], Array]:
+    """All of the scaled semi-orthogonal matrix, once it is asked for; wide ones by transposition."""
+    dtype = _COMPLEX[target.real] if target.dtype.is_complex else target.real
 
     def normals(i: Array, j: Array) -> Array:
         if target.dtype.is_complex:
@@ -201,14 +220,24 @@ def _haar(target: Target, rows: int, columns: int) -> Callable[[], Array]:
 
     @cache
     def matrix() -> Array:
-        tall = rng.haar(max(rows, columns), min(rows, columns), normals)
-        return tall if rows >= columns else tall.T
+        tall = rng.haar(
+            max(rows, columns),
+            min(rows, columns),
+            normals,
+            dtype,
+            gain=law.gain,
+            reproducible=law.reproducible,
+            threads=torch.get_num_threads(),
+        )
+        # torch transposes by tiles, numpy element by element.
+        return torch.from_numpy(tall if rows >= columns else tall.T).contiguous().numpy()
 
     return matrix
 
 
-def _rounded(value: Array, real: type) -> Array:
-    return value.astype(real if np.isrealobj(value) else _COMPLEX[real])
+def _selector(index: Index) -> slice | Array:
+    """What picks these rows or columns of an array, without a copy where they are evenly spaced."""
+    return slice(index.start, index.stop, index.step) if isinstance(index, range) else index
 
 
 @drawer(Identity)
@@ -259,6 +288,14 @@ def _sparse(law: Sparse, target: Target) -> Sampler:
         return np.where(kept, value, value.dtype.type(0))
 
     return sample
+
+
+@drawer(Kept)
+def _kept(law: Kept, target: Target) -> Sampler:
+    raise InvalidValueError(
+        f"{law} draws nothing: it says that {target.stream.key!r} keeps its values. "
+        "Use it in a plan, or fill with a distribution such as Normal(0.02)."
+    )
 
 
 def _check_random(

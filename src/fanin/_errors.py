@@ -83,12 +83,18 @@ def finite(
     Raises:
         InvalidValueError: not a real number, not finite, or out of bounds.
     """
-    bound = f" > {above:g}" if above is not None else f" >= {least:g}" if least is not None else ""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    ok = math.isfinite(number) and not isinstance(value, bool | str | bytes)
-    if not ok or (above is not None and number <= above) or (least is not None and number < least):
+    fits = math.isfinite(number) and not isinstance(value, (bool, str, bytes))
+    if (
+        not fits
+        or (above is not None and number <= above)
+        or (least is not None and number < least)
+    ):
+        bound = (
+            f" > {above:g}" if above is not None else f" >= {least:g}" if least is not None else ""
+        )
         raise InvalidValueError(f"{what} must be a finite number{bound}; got {value!r}.")
     return number

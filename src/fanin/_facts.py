@@ -32,7 +32,8 @@ WEIGHT_ROLES = (
 )
 TABLE_ROLES = ("embed", "pos")
 SCALAR_ROLES = ("bias", "rnn_bias", "norm", "norm_bias", "slope", "attn_bias")
-FREE_ROLE = "free"  # a bare nn.Parameter: no rule can know what it is for
+FREE_ROLE = "free"  # a bare nn.Parameter: only the graph shows what it is for
+USAGES = ("weight", "table", "added", "scale", "unused", "other")
 ROLES = (*WEIGHT_ROLES, *TABLE_ROLES, *SCALAR_ROLES, FREE_ROLE)
 RESIDUAL_ROLES = ("attn_out", "ffn_out")  # these write into the residual stream
 
@@ -77,6 +78,8 @@ class ParamInfo:
         evidence: how that was found, as words for the plan's reasons.
         default: what today's PyTorch fills it with, None if unknown.
         through: names behind a parametrization, written through it; empty otherwise.
+        usage: of a bare nn.Parameter, what the graph does with it: one of `USAGES`; empty if unknown.
+        present: of a bare nn.Parameter with real values, what they are; None if unknown.
     """
 
     name: str
@@ -95,6 +98,8 @@ class ParamInfo:
     evidence: str = ""
     default: Distribution | None = None
     through: tuple[str, ...] = ()
+    usage: str = ""
+    present: Distribution | None = None
 
 
 @dataclass(frozen=True)

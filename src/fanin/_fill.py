@@ -8,19 +8,26 @@ Axes: R rows (dim 0), C columns (the remaining dims, flattened).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from struct import Struct
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parameter import is_lazy
+from torch.autograd.graph import increment_version
+from torch.nn.parameter import Parameter, is_lazy
 
 from ._distribution import Distribution, Elementwise
-from ._drawers import DRAWERS, Drawn, Sampler, Target
+from ._drawers import DRAWERS, Drawn, Same, Sampler, Target
 from ._errors import InvalidValueError, ModelError
-from ._rng import Memory, Stream
+from ._rng import Memory, Stream, gpu
+from ._rng.backend import SERIAL_BELOW, Write, pack_place, pack_words
 from ._shards import Shard, index_of
+from .distributions import BoundedNormal, Constant, Normal, TruncatedNormal, Uniform
 
 # What kernels can write, where the tensor lies.
 IN_PLACE = {
@@ -29,7 +36,9 @@ IN_PLACE = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-CHUNK = 2**16  # elements drawn at a time: the engine's temporaries stay in the cache
+CHUNK = (
+    12 * 2**10
+)  # elements drawn at a time: the engine's temporaries stay below 1 MiB, in the cache
 
 
 def fill_(tensor: Tensor, distribution: Distribution, *, key: str, seed: int = 0) -> Tensor:
@@ -60,18 +69,30 @@ def fill_(tensor: Tensor, distribution: Distribution, *, key: str, seed: int = 0
 
     Source: docs/engine.md; Salmon et al. 2011 (Philox), Box & Muller 1958.
     """
-    _write(tensor, *_fillable(tensor, distribution, Stream(key, seed)))
+    known = recall(tensor, distribution)
+    place = None if known is None else place_of(tensor, known)
+    if known is None or place is None:
+        _write(tensor, distribution, *_fillable(tensor, distribution, Stream(key, seed)))
+    else:
+        write_known(tensor, known, place, _words(key, seed))
     return tensor
 
 
-def check_fillable(tensor: Tensor, distribution: Distribution) -> None:
-    """Raise what `fill_` would raise for this pair, writing nothing.
+def prepared(
+    tensor: Tensor, distribution: Distribution, *, key: str, seed: int
+) -> Callable[[], object]:
+    """Check all that `fill_` would check, writing nothing; what is returned does the rest.
 
     Raises:
-        InvalidValueError: not a tensor or distribution; a shape or dtype that does not fit.
-        ModelError: a tensor that holds no numbers, or one number for several elements.
+        InvalidValueError: as `fill_`.
+        ModelError: as `fill_`.
     """
-    _fillable(tensor, distribution, Stream(""))
+    known = recall(tensor, distribution)
+    place = None if known is None else place_of(tensor, known)
+    if known is None or place is None:
+        _fillable(tensor, distribution, Stream(key, seed))
+        return partial(fill_, tensor, distribution, key=key, seed=seed)
+    return partial(write_known, tensor, known, place, _words(key, seed))
 
 
 def _fillable(tensor: Tensor, distribution: Distribution, stream: Stream) -> tuple[Shard, Sampler]:
@@ -81,7 +102,7 @@ def _fillable(tensor: Tensor, distribution: Distribution, stream: Stream) -> tup
             f"a tensor on the {tensor.device.type} device (or a fake one) holds no numbers to write. "
             "Allocate it first, e.g. with module.to_empty(device='cpu')."
         )
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not _holds_fractions(tensor.dtype):
         raise InvalidValueError(
             f"weights are real or complex floating point; got dtype {tensor.dtype}. "
             "Convert it, e.g. with tensor.float(), or leave this tensor out."
@@ -101,10 +122,10 @@ def write(tensor: Tensor, distribution: Distribution, stream: Stream) -> None:
     _check_arguments(tensor, distribution)
     if _has_no_numbers(tensor):
         return
-    _write(tensor, *_sampler(distribution, tensor, stream))
+    _write(tensor, distribution, *_sampler(distribution, tensor, stream))
 
 
-def _write(tensor: Tensor, shard: Shard, sample: Sampler) -> None:
+def _write(tensor: Tensor, distribution: Distribution, shard: Shard, sample: Sampler) -> None:
     # .data leaves the version counter alone: however many pieces, a write is one version.
     local = shard.local.data
     if not (isinstance(sample, Drawn) and _written_in_place(local, shard, sample)):
@@ -114,10 +135,113 @@ def _write(tensor: Tensor, shard: Shard, sample: Sampler) -> None:
             torch.no_grad(),
             np.errstate(over="ignore"),
         ):
-            for piece, r, c in _pieces(local, shard):
-                piece.copy_(torch.from_numpy(sample(r, c)).reshape(piece.shape))
+            if isinstance(sample, Same) and _holds_fractions(local.dtype):
+                local.fill_(sample.value)
+            else:
+                for piece, r, c in _pieces(local, shard):
+                    piece.copy_(torch.from_numpy(sample(r, c)).reshape(piece.shape))
+    if type(tensor) in _PLAIN and local.is_cpu and not gpu.reaches(local):
+        _remember(distribution, local.dtype, sample)
     if not tensor.is_inference():
-        torch.autograd.graph.increment_version(tensor)
+        increment_version(tensor)
+
+
+# The short way: what was written before and is plain needs no further checks. A small tensor takes
+# microseconds so, where the long way takes a hundred.
+
+
+class Known(NamedTuple):
+    """A law that has filled a tensor of this dtype before.
+
+    Args:
+        write: its kernel; None for a constant.
+        numbers: its numbers, packed for the kernel.
+        itemsize: bytes of a number of the dtype.
+        value: the constant.
+    """
+
+    write: Write | None
+    numbers: bytes
+    itemsize: int
+    value: float = 0.0
+
+
+_known: dict[tuple[type, bytes, torch.dtype], Known] = {}
+_KNOWN_AT_MOST = 4096
+_PLAIN = (Tensor, Parameter)
+_NUMBERS = {float, int}
+
+# Arguments by their bits: 0.0 and -0.0 are equal, but draw different zeros.
+_pack = {count: Struct(f"{count}d").pack for count in (1, 2, 3, 4)}
+_pack1, _pack2, _pack3, _pack4 = _pack.values()
+_arguments: dict[type, Callable[[Any], bytes]] = {
+    Constant: lambda law: _pack1(law.value),
+    Normal: lambda law: _pack2(law.std, law.mean),
+    Uniform: lambda law: _pack2(law.low, law.high),
+    TruncatedNormal: lambda law: _pack3(law.sigma, law.cut, law.mean),
+    BoundedNormal: lambda law: _pack4(law.mu, law.sigma, law.low, law.high),
+}
+
+
+def recall(tensor: Tensor, distribution: Distribution) -> Known | None:
+    """What is known of filling tensors like this one, but for its layout."""
+    kind = type(distribution)
+    if type(tensor) not in _PLAIN or kind not in _arguments:
+        return None
+    return _known.get((kind, _arguments[kind](distribution), tensor.dtype))
+
+
+def recall_arguments(tensor: Tensor, kind: type, arguments: list[Any]) -> Known | None:
+    """The same for the distribution that ``kind(*arguments)`` would be."""
+    plain = type(tensor) in _PLAIN and _NUMBERS.issuperset(map(type, arguments))
+    if not plain or kind not in _arguments:
+        return None
+    return _known.get((kind, _pack[len(arguments)](*arguments), tensor.dtype))
+
+
+def place_of(tensor: Tensor, known: Known) -> bytes | None:
+    """A plain tensor's part of the kernel's job, if it lies in one piece and needs but one thread."""
+    try:
+        if not tensor.is_cpu or not tensor.is_contiguous() or tensor.is_neg():
+            return None
+        if known.write is None and tensor.is_inference():
+            return None  # torch writes these in inference mode alone
+        shape = tensor.shape
+        rows = shape[0] if len(shape) > 1 else 1
+        columns = shape[-1] if 0 < len(shape) < 3 else math.prod(shape[1:])
+        count = rows * columns
+        if not count or (count >= SERIAL_BELOW and torch.get_num_threads() > 1):
+            return None
+        address, size = tensor.data_ptr(), known.itemsize
+    except RuntimeError:  # sparse, nested and torch.func's tensors have no memory of this kind
+        return None
+    return pack_place(address, columns * size, size, columns, 0, 0, rows, 0, 0, columns)
+
+
+def write_known(tensor: Tensor, known: Known, place: bytes, words: bytes) -> None:
+    """Fill a tensor by what `recall` and `place_of` gave; ``words``, packed, are the stream's."""
+    if known.write is None:
+        tensor.detach().fill_(known.value)  # which counts as a version of ``tensor`` too
+    else:
+        known.write(place + words + known.numbers)
+        increment_version(tensor)
+
+
+def _remember(distribution: Distribution, dtype: torch.dtype, sample: Sampler) -> None:
+    if isinstance(sample, Same) and _holds_fractions(dtype):
+        known = Known(None, b"", dtype.itemsize, sample.value)
+    elif isinstance(sample, Drawn) and (write := sample.draw.loaded(IN_PLACE.get(dtype))):
+        known = Known(write, sample.draw.packed, dtype.itemsize)
+    else:
+        return
+    if len(_known) >= _KNOWN_AT_MOST:
+        _known.clear()
+    _known[type(distribution), _arguments[type(distribution)](distribution), dtype] = known
+
+
+@lru_cache(maxsize=4096, typed=True)  # typed: True is no seed
+def _words(key: str, seed: int) -> bytes:
+    return pack_words(*Stream(key, seed).words)
 
 
 def write_constant(tensor: Tensor, value: complex | None = None) -> None:
@@ -161,6 +285,10 @@ def _has_no_numbers(tensor: Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
+def _holds_fractions(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def _sampler(distribution: Distribution, tensor: Tensor, stream: Stream) -> tuple[Shard, Sampler]:
     shard = index_of(tensor)
     return shard, DRAWERS[type(distribution)](distribution, Target(shard, tensor.dtype, stream))
@@ -168,46 +296,77 @@ def _sampler(distribution: Distribution, tensor: Tensor, stream: Stream) -> tupl
 
 def _written_in_place(local: Tensor, shard: Shard, sample: Drawn) -> bool:
     """Whether a kernel could, and did, write all values into the tensor's own memory."""
-    dtype, stride = IN_PLACE.get(local.dtype), _row_stride(local)
-    plain = type(local) is Tensor and local.is_cpu and not local.is_neg()
-    if dtype is None or stride is None or not plain or not local.numel():
+    memory = _memory(local)
+    if memory is None:
         return False
+    draw, stream = sample.draw, sample.target.stream
+    if gpu.reaches(local):
+        return gpu.into(local, memory, draw, stream, rows=shard.rows, columns=shard.columns)
+    threads = torch.get_num_threads()
+    return draw.into(memory, stream, shard.rows, shard.columns, threads=threads)
+
+
+def _memory(local: Tensor) -> Memory | None:
+    """Where the numbers of a tensor lie, if kernels can write there."""
+    dtype = IN_PLACE.get(local.dtype)
+    here = local.is_cpu or gpu.reaches(local)
+    plain = type(local) is Tensor and here and not local.is_neg()
+    if dtype is None or not plain or not local.numel():
+        return None
+    steps = _steps(local)
+    if steps is None:
+        return None
     try:
         address = local.data_ptr()
     except RuntimeError:  # torch.func's wrappers have no memory of their own
-        return False
-    memory = Memory(address, stride * local.itemsize, dtype, local.itemsize)
-    threads = torch.get_num_threads()
-    stream = sample.target.stream
-    return sample.draw.into(memory, stream, shard.rows, shard.columns, threads=threads)
+        return None
+    size = local.itemsize
+    stride = local.stride(0) if local.dim() > 1 else 0
+    step, run, run_step = steps
+    return Memory(address, stride * size, dtype, size, step * size, run, run_step * size)
 
 
-def _row_stride(local: Tensor) -> int | None:
-    """Elements from row to row, if the elements of a row lie side by side in memory."""
-    if local.dim() < 2:
-        return 0 if local.numel() < 2 or local.stride(0) == 1 else None
-    side = 1
-    for size, step in zip(reversed(local.shape[1:]), reversed(local.stride()[1:]), strict=True):
-        if size != 1 and step != side:
-            return None
-        side *= size
-    return local.stride(0)
+def _steps(local: Tensor) -> tuple[int, int, int] | None:
+    """(elements from column to column, columns in a run or 0 for all, elements from run to run)."""
+    first = 1 if local.dim() > 1 else 0
+    levels: list[tuple[int, int]] = []  # (how many, elements apart), inner ones first
+    for size, step in zip(local.shape[first:][::-1], local.stride()[first:][::-1], strict=True):
+        if levels and step == levels[-1][0] * levels[-1][1]:
+            levels[-1] = levels[-1][0] * size, levels[-1][1]
+        elif size != 1:
+            levels.append((size, step))
+    if len(levels) > 2:
+        return None
+    (run, step), (_, run_step) = [*levels, (1, 1), (0, 0)][:2] if levels else [(1, 1), (0, 0)]
+    return step, run if len(levels) == 2 else 0, run_step
 
 
 def _pieces(local: Tensor, shard: Shard) -> Iterator[tuple[Tensor, slice, slice]]:
-    """Views of about CHUNK elements that cover ``local``, and where they lie in the shard's grid."""
-    n_rows, n_columns = len(shard.rows), len(shard.columns)
+    """Views of at most CHUNK numbers that cover ``local``, and where they lie in the shard's grid."""
+    rows, columns = len(shard.rows), len(shard.columns)
     if not local.numel():
         return
-    if local.dim() < 2:
-        grid = local.view(1) if local.dim() == 0 else local
-        grid = grid[None]
-    elif local.dim() > 2 and local[0].is_contiguous():
-        grid = local.view(n_rows, n_columns)
-    else:
-        grid = local
-    height = max(1, CHUNK // n_columns)
-    width = CHUNK if grid.dim() == 2 else n_columns
-    for r in (slice(k, k + height) for k in range(0, n_rows, height)):
-        for c in (slice(k, k + width) for k in range(0, n_columns, width)):
-            yield (grid[r, c] if grid.dim() == 2 else grid[r]), r, c
+    grid = local if local.dim() > 1 else local.reshape(1, -1) if local.dim() == 0 else local[None]
+    most = CHUNK // 2 if local.is_complex() else CHUNK
+    height = most // columns
+    if height:
+        for k in range(0, rows, height):
+            r = slice(k, min(k + height, rows))
+            yield grid[r], r, slice(0, columns)
+        return
+    for k in range(rows):
+        for piece, c in _cut(grid[k], 0, most):
+            yield piece, slice(k, k + 1), c
+
+
+def _cut(row: Tensor, first: int, most: int) -> Iterator[tuple[Tensor, slice]]:
+    """Views of at most ``most`` elements that cover a part of a row, and which columns they are."""
+    inner = math.prod(row.shape[1:])
+    if inner > most:
+        for i in range(len(row)):
+            yield from _cut(row[i], first + i * inner, most)
+        return
+    for i in range(0, len(row), most // inner):
+        piece = row[i : i + most // inner]
+        start = first + i * inner
+        yield piece, slice(start, start + piece.numel())

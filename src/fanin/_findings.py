@@ -76,7 +76,11 @@ def find(report: SignalReport, limits: Limits | None = None) -> tuple[Finding, .
         ...     print(f.code, f.where, f.message)
         FAN102 10 activations shrink 2x per layer, 7.6e-6 over 20 layers (limit 1e-3)
     """
-    found = [f for check in RULES.values() for f in check(report, limits or Limits())]
+    return by_gravity(f for check in RULES.values() for f in check(report, limits or Limits()))
+
+
+def by_gravity(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors first, then by code."""
     return tuple(sorted(found, key=lambda f: (f.severity != "error", f.code)))
 
 

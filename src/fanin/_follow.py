@@ -1,27 +1,25 @@
-"""Which function is applied to each layer's output, in order: along one run, or by module order.
+"""Which function is applied to each layer's output, in order: along the graph, or by module order.
 
 This follows tensors through reshapes, norms, dropout, pooling and sums up to the first
-nonlinearity. It is no analysis of the graph: it knows nothing of scale.
+nonlinearity. It knows nothing of scale.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from ._activations import Nonlinearity
 from ._activations import names as known_nonlinearities
 from ._errors import InvalidValueError
-from ._inputs import as_inputs
+from ._graph import Node
 from ._layouts import specs_of
 from ._nonlinearity import as_nonlinearity
-from ._preserve import preserved
-from ._record import Op, Recorder
+from ._predict import VIEWS
+from ._structure import CONTRACTIONS, RECURRENT, TABLES, Structure
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Followed:
         order: weight names in the order in which signal passes them.
         residual: weights whose output is added to a stream that goes around them.
         branches: how many such sums there are.
-        traced: seen along a run; else inferred from module order.
+        traced: seen in the graph; else inferred from module order.
         evidence: how, in words.
         notes: for the head of the plan.
     """
@@ -116,140 +114,130 @@ def activation_of(module: nn.Module) -> Nonlinearity | None:
     return None if found.name in _NOTHING else found
 
 
-# along one run -------------------------------------------------------------------------------
+# along the graph -----------------------------------------------------------------------------
 
-# Ops that hand a layer's output on to the function that follows it. Views are not even reported.
-_PASS_OPS = frozenset(
-    ("add", "sub", "mul", "div", "neg", "cat", "stack", "layer_norm", "batch_norm", "group_norm", "instance_norm",
-     "rms_norm", "dropout", "mean", "constant_pad_nd", "masked_fill", "index", "index_select", "roll", "addcmul")
+# Ops that hand a layer's output on to the function that follows it.
+_PASS_OPS = VIEWS | frozenset(
+    ("add", "sub", "rsub", "mul", "div", "neg", "cat", "stack", "layer_norm", "batch_norm", "group_norm", "instance_norm",
+     "rms_norm", "dropout", "feature_dropout", "alpha_dropout", "mean", "pad", "constant_pad_nd", "masked_fill",
+     "index", "index_select", "roll", "flip", "addcmul", "pixel_shuffle", "pixel_unshuffle")
 )  # fmt: skip
-_PASS_PREFIXES = (
-    "max_pool",
-    "avg_pool",
-    "adaptive_",
-    "upsample_",
-    "reflection_pad",
-    "replication_pad",
-    "pixel_",
-)
-# Where an op keeps the parameters of the nonlinearity: positions in args, in our table's order.
+_PASS_PREFIXES = ("max_pool", "avg_pool", "adaptive_", "upsample_", "reflection_pad", "replication_pad")  # fmt: skip
+# The parameters of the nonlinearity among an op's arguments, in our table's order.
 _PARAMETERS = {
-    "leaky_relu": (1,),
-    "celu": (1,),
-    "elu": (1,),
-    "hardtanh": (1, 2),
-    "softplus": (1, 2),
-    "threshold": (1, 2),
-    "hardshrink": (1,),
-    "softshrink": (1,),
+    "leaky_relu": ("negative_slope",),
+    "celu": ("alpha",),
+    "elu": ("alpha",),
+    "hardtanh": ("min_val", "max_val"),
+    "softplus": ("beta", "threshold"),
+    "threshold": ("threshold", "value"),
+    "hardshrink": ("lambd",),
+    "softshrink": ("lambd",),
 }
 
 
 class _Point(NamedTuple):
-    """What is known of one op's result.
+    """What is known of one value.
 
     Args:
         waiting: weights whose layer's output this still is, up to rescaling.
-        depth: weights passed on the longest way here.
-        shape: of the result.
         gate: weights whose output went through the sigmoid that made this.
     """
 
     waiting: frozenset[str] = frozenset()
-    depth: int = 0
-    shape: tuple[int, ...] = ()
     gate: frozenset[str] = frozenset()
 
 
 class _Trail:
-    """Walks the recorded ops in execution order; one method a kind of op."""
+    """Walks the nodes in execution order; one method a kind of op."""
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, str]) -> None:
+    def __init__(self, model: nn.Module, structure: Structure, weights: Mapping[str, str]) -> None:
         self.after: dict[str, Nonlinearity] = {}
         self.order: list[str] = []
-        self.residual: set[str] = set()
-        self.branches = 0
-        self._weights = weights
+        self._structure, self._weights = structure, weights
         self._points: dict[int, _Point] = {}
         leaves = {n: m for n, m in model.named_modules() if n and not any(m.children())}
         self._activations = {n: a for n, m in leaves.items() if (a := activation_of(m)) is not None}
 
-    def on_op(self, op: Op) -> None:
-        """Take one record; the names of the weights it reads decide what it is."""
-        sources = [self._points.get(s, _Point()) for s in op.sources]
-        point = self._next(op, sources)
-        self._points[op.index] = point._replace(shape=tuple(op.output.shape))
+    def on_node(self, node: Node) -> None:
+        """Take one node; the weights that it reads decide what it is."""
+        structure = self._structure
+        sources = [
+            self._points.get(i, _Point()) for _, i in node.refs if i not in structure.weights
+        ]
+        if sources:
+            point = self._next(node, sources)
+            self._points |= dict.fromkeys(node.outputs, point)
 
-    def _next(self, op: Op, sources: list[_Point]) -> _Point:
-        depth = max((s.depth for s in sources), default=0)
+    def layer(self, node: Node) -> list[str]:
+        """Names of the weights that a product reads."""
+        if node.op not in CONTRACTIONS | RECURRENT | TABLES:
+            return []
+        structure = self._structure
+        owners = [p for _, i in node.refs for p in structure.weights.get(i, ())]
+        names = [structure.graph.values[p].name for p in owners]
+        return list(dict.fromkeys(self._weights[n] for n in names if n in self._weights))
+
+    def _next(self, node: Node, sources: list[_Point]) -> _Point:
         waiting = frozenset().union(*(s.waiting for s in sources))
-        layer = [self._weights[n] for n in op.params if n in self._weights]
-        activation = self._activations.get(op.module) or _activation_of_op(op)
+        layer = self.layer(node)
         if layer:
-            self.order += [n for n in dict.fromkeys(layer) if n not in self.order]
-            return _Point(frozenset(layer), depth + 1)
-        if activation is not None:
+            self.order += [n for n in layer if n not in self.order]
+            return _Point(frozenset(layer))
+        activation = self._activations.get(node.module) or _activation_of_node(node)
+        if activation is not None and node.op not in VIEWS:
             for name in waiting:
                 self.after.setdefault(name, activation)
-            return _Point(
-                depth=depth, gate=waiting if activation.name == "sigmoid" else frozenset()
-            )
-        if op.op == "mul" and len(sources) > 1:
-            return self._product(sources, depth)
-        if op.op == "add" and len(sources) > 1:
-            return self._sum(op, sources, depth, waiting)
-        passes = op.op in _PASS_OPS or op.op.startswith(_PASS_PREFIXES)
-        return _Point(waiting if passes else frozenset(), depth)
+            return _Point(gate=waiting if activation.name == "sigmoid" else frozenset())
+        if node.op == "mul" and len(sources) > 1:
+            return self._product(sources)
+        passes = node.op in _PASS_OPS or node.op.startswith(_PASS_PREFIXES)
+        return _Point(waiting if passes else frozenset())
 
-    def _product(self, sources: list[_Point], depth: int) -> _Point:
+    def _product(self, sources: list[_Point]) -> _Point:
         """X * sigmoid(x) is silu; any other product of two signals ends the trail."""
         for s in sources:
             others = frozenset().union(*(o.waiting for o in sources if o is not s))
             if s.gate and s.gate == others:
                 self.after |= dict.fromkeys(s.gate, as_nonlinearity("silu"))
-        return _Point(depth=depth)
-
-    def _sum(self, op: Op, sources: list[_Point], depth: int, waiting: frozenset[str]) -> _Point:
-        """Two results of one shape, one of them deeper: the deeper one is a residual branch."""
-        deep = max(sources, key=lambda s: s.depth)
-        same_shape = all(s.shape in ((), tuple(op.output.shape)) for s in sources)
-        if same_shape and deep.waiting and min(s.depth for s in sources) < deep.depth:
-            self.residual |= deep.waiting
-            self.branches += 1
-        return _Point(waiting, depth)
+        return _Point()
 
 
-def _activation_of_op(op: Op) -> Nonlinearity | None:
+def _activation_of_node(node: Node) -> Nonlinearity | None:
     """The nonlinearity that a functional call computes, with its parameters."""
-    name = op.op
-    if name == "clamp" and op.args[1:2] == (0,) and len(op.args) == 2:
+    name, args = node.op, node.args
+    if name in {"clamp", "clamp_min"} and args.get("min") == 0 and args.get("max") is None:
         name = "relu"
+    if name == "hardtanh" and (args.get("min_val"), args.get("max_val")) == (0, 6):
+        name = "relu6"
     if name not in known_nonlinearities() or name in _NOTHING:
         return None
     if name == "gelu":
-        return as_nonlinearity("gelu", op.kwargs.get("approximate", "none"))
-    given = tuple(op.args[i] for i in _PARAMETERS.get(name, ()) if i < len(op.args))
+        return as_nonlinearity("gelu", args.get("approximate", "none"))
+    given = tuple(args[n] for n in _PARAMETERS.get(name, ()) if n in args)
     return as_nonlinearity(name, given or None)
 
 
-def follow_run(model: nn.Module, example_inputs: Any, weights: Mapping[int, str]) -> Followed:
-    """Run ``model`` once without gradients, leaving it bit-equal, and follow every tensor.
+def follow_graph(model: nn.Module, structure: Structure, weights: Mapping[str, str]) -> Followed:
+    """Follow every tensor through the graph of ``model``.
 
-    Raises:
-        Exception: whatever the model raises.
+    Args:
+        model: whose leaf modules may be nonlinearities.
+        structure: of its graph.
+        weights: FQN of a parameter -> name of the weight that it is, or stands behind.
     """
-    inputs = as_inputs(example_inputs)
-    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone(), (inputs.args, inputs.kwargs))
-    trail = _Trail(
-        model, {n: weights[id(p)] for n, p in model.named_parameters() if id(p) in weights}
+    trail = _Trail(model, structure, weights)
+    for node in structure.graph.nodes:
+        trail.on_node(node)
+    tails = [use for branch in structure.branches for use in branch.tails]
+    residual = frozenset(
+        name for use in tails for name in trail.layer(structure.graph.nodes[use.node])
     )
-    with torch.no_grad(), Recorder(model, trail.on_op, (args, kwargs)), preserved(model):
-        model(*args, **kwargs)
     return Followed(
         trail.after,
         tuple(trail.order),
-        frozenset(trail.residual),
-        trail.branches,
+        residual,
+        sum(bool(b.tails) or b.normalised == "within" for b in structure.branches),
         traced=True,
-        evidence="seen in one run",
+        evidence="seen in the graph",
     )

@@ -23,7 +23,7 @@ from ._apply import check_parametrization, write_through
 from ._errors import InvalidValueError, ModelError, UncoveredParameterError, closest
 from ._facts import PartInfo
 from ._fans import Fan
-from ._init_op import Draw, InitLazyError, check, put, seed_for
+from ._init_op import Draw, InitLazyError, check, put, put_at_once, seed_for
 from ._layouts import Spec, specs_of, tensor_of
 from ._nonlinearity import gain
 from ._roles import Slot, slots_of
@@ -57,6 +57,7 @@ Law = Callable[[Weight], Draw | None]  # None: there is nothing to write
 def overridable(function: Callable[P, R]) -> Callable[P, R]:
     """Let the ``__torch_function__`` of a tensor, or of a mode, take the call."""
     signature = inspect.signature(function)
+    ours = {k: p.default for k, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -68,9 +69,9 @@ def overridable(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        if bound.arguments["name"] == "weight":
-            del bound.arguments["name"]  # torch's functions have no such argument
-        return handle_torch_function(call, (target,), **bound.arguments)  # type: ignore[call-arg]
+        # torch's functions have no such arguments.
+        given = {k: v for k, v in bound.arguments.items() if k not in ours or v != ours[k]}
+        return handle_torch_function(call, (target,), **given)  # type: ignore[call-arg]
 
     return call
 
@@ -94,18 +95,29 @@ def deprecated(function: Callable[P, R]) -> Callable[P, R]:
 # tensors -------------------------------------------------------------------------------------
 
 
-def fill(target: Target, law: Law, generator: Generator | None = None, *, name: str) -> Target:
-    """Fill a tensor, or a module's parameter ``name``, with what ``law`` says; return the target."""
+def fill(
+    target: Target, law: Law | Draw, generator: Generator | None = None, *, name: str
+) -> Target:
+    """Fill a tensor, or a module's parameter ``name``, with what ``law`` says; return the target.
+
+    ``law``: or the draw itself, where it is the same for every weight.
+    """
     if isinstance(target, nn.Module):
-        _fill_module(target, law, generator, name)
+        _fill_module(target, (lambda _: law) if isinstance(law, tuple) else law, generator, name)
         return target
-    _check_lasting(target)
-    draw = law(Weight(tuple(target.shape), target.dtype, lambda: shape_fans(target)))
-    if draw is not None:
-        if not torch.compiler.is_compiling():
-            check(draw, target.dtype)
-        put(target, draw, KEY, seed_for(target, draw, generator))
+    compiling = torch.compiler.is_compiling()
+    _check_lasting(target, compiling=compiling)
+    draw = law if isinstance(law, tuple) else law(_weight(target))
+    if draw is None or (not compiling and put_at_once(target, draw, KEY, generator)):
+        return target
+    if not compiling:
+        check(draw, target.dtype)
+    put(target, draw, KEY, seed_for(target, draw, generator))
     return target
+
+
+def _weight(tensor: Tensor) -> Weight:
+    return Weight(tuple(tensor.shape), tensor.dtype, lambda: shape_fans(tensor))
 
 
 def shape_fans(tensor: Tensor) -> tuple[int, int]:
@@ -122,7 +134,7 @@ def shape_fans(tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[1] * taps, tensor.shape[0] * taps
 
 
-def _check_lasting(tensor: object) -> None:
+def _check_lasting(tensor: object, *, compiling: bool) -> None:
     """Raise unless what is written into ``tensor`` lasts."""
     if not isinstance(tensor, Tensor):
         raise InvalidValueError(
@@ -133,10 +145,12 @@ def _check_lasting(tensor: object) -> None:
             "this parameter is lazy and has no shape yet. Run the model once on an example batch "
             "first, then initialise it."
         )
-    if torch.compiler.is_compiling():
+    if compiling:
         return  # a traced tensor does not tell what it is a view of
     owner = tensor._base if tensor._is_view() else tensor  # noqa: SLF001 - torch has no public name
-    if owner is not None and (not owner.is_leaf or _is_moved(tensor, owner)):
+    if owner is not None and (
+        not owner.is_leaf or (owner is not tensor and _is_moved(tensor, owner))
+    ):
         raise ModelError(
             f"this tensor of shape {tuple(tensor.shape)} is computed ({tensor.grad_fn}): neither a "
             "parameter nor a view of one, so what is written into it is lost. For a weight behind "
@@ -147,7 +161,7 @@ def _check_lasting(tensor: object) -> None:
 
 def _is_moved(view: Tensor, owner: Tensor) -> bool:
     """Whether this view of a DTensor was gathered from other ranks, so that it shares no memory."""
-    if view is owner or not is_dtensor(view):
+    if not is_dtensor(view):
         return False
     with torch.no_grad():
         here, there = (t.to_local().untyped_storage().data_ptr() for t in (view, owner))  # type: ignore[attr-defined]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 
@@ -99,7 +99,7 @@ class Sparse(Distribution):
 
 @distribution
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Orthogonal(MatrixWide):
     """``gain`` times a (semi-)orthogonal matrix, uniform over all of them (Haar).
 
@@ -108,17 +108,26 @@ class Orthogonal(MatrixWide):
 
     Args:
         gain: every singular value of the matrix.
+        reproducible: the same bits on every machine and for any number of threads, orthonormal to
+            2e-8 in 32 bits. False is faster, with the same matrix to 3e-6, in bits that hold for one
+            machine and number of threads only.
 
     >>> Orthogonal().std_for((64, 16, 2, 2))
     0.125
+    >>> Orthogonal(2.0), Orthogonal(2.0, reproducible=False)
+    (Orthogonal(gain=2.0), Orthogonal(gain=2.0, reproducible=False))
 
     Sources: Saxe, McClelland & Ganguli 2014; Mezzadri 2007 (Haar measure by QR).
     """
 
     gain: float = 1.0
+    reproducible: bool = True
 
     def __post_init__(self) -> None:
-        assign(self, gain=finite("gain", self.gain))
+        assign(self, gain=finite("gain", self.gain), reproducible=_choice(self.reproducible))
+
+    def _arguments(self) -> dict[str, Any]:
+        return _unless_reproducible(super()._arguments())
 
     def mean_for(self, shape: Shape) -> float:
         """0, after checking the shape."""
@@ -132,12 +141,12 @@ class Orthogonal(MatrixWide):
 
     def scaled(self, factor: float) -> Orthogonal:
         """The gain times ``factor``."""
-        return Orthogonal(self.gain * finite("factor", factor, least=0.0))
+        return replace(self, gain=self.gain * finite("factor", factor, least=0.0))
 
 
 @distribution
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DeltaOrthogonal(MatrixWide):
     """A convolution whose centre tap is ``gain`` times a (semi-)orthogonal matrix, the rest 0.
 
@@ -146,6 +155,7 @@ class DeltaOrthogonal(MatrixWide):
 
     Args:
         gain: every singular value of the centre tap.
+        reproducible: as of `Orthogonal`.
 
     >>> round(DeltaOrthogonal().std_for((64, 16, 3, 3)), 6)
     0.041667
@@ -154,9 +164,13 @@ class DeltaOrthogonal(MatrixWide):
     """
 
     gain: float = 1.0
+    reproducible: bool = True
 
     def __post_init__(self) -> None:
-        assign(self, gain=finite("gain", self.gain))
+        assign(self, gain=finite("gain", self.gain), reproducible=_choice(self.reproducible))
+
+    def _arguments(self) -> dict[str, Any]:
+        return _unless_reproducible(super()._arguments())
 
     def mean_for(self, shape: Shape) -> float:
         """0, after checking the shape."""
@@ -173,7 +187,7 @@ class DeltaOrthogonal(MatrixWide):
 
     def scaled(self, factor: float) -> DeltaOrthogonal:
         """The gain times ``factor``."""
-        return DeltaOrthogonal(self.gain * finite("factor", factor, least=0.0))
+        return replace(self, gain=self.gain * finite("factor", factor, least=0.0))
 
 
 @distribution
@@ -253,6 +267,60 @@ class Dirac(MatrixWide):
     def scaled(self, factor: float) -> Dirac:
         """The gain times ``factor``."""
         return Dirac(self.groups, self.gain * finite("factor", factor, least=0.0))
+
+
+@distribution
+@final
+@dataclass(frozen=True)
+class Kept(MatrixWide):
+    """What the tensor holds already: nothing is written.
+
+    For parameters whose present values are a design of their own: decay rates of a state space, an
+    index table, a schedule. ``mu`` and ``sigma`` say what was found there.
+
+    Args:
+        mu: mean of the present values.
+        sigma: their standard deviation.
+
+    >>> Kept(0.5, 0.1).std_for((8,))
+    0.1
+    """
+
+    mu: float = 0.0
+    sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        assign(self, mu=finite("mu", self.mu), sigma=finite("sigma", self.sigma, least=0.0))
+
+    def mean_for(self, shape: Shape) -> float:
+        """The mean that was found."""
+        del shape
+        return self.mu
+
+    def std_for(self, shape: Shape) -> float:
+        """The standard deviation that was found."""
+        del shape
+        return self.sigma
+
+    def scaled(self, factor: float) -> Kept:
+        """Only by 1: what is kept is not changed."""
+        if factor != 1.0:
+            raise InvalidValueError(
+                f"a kept parameter cannot be scaled by {factor!r}. Replace it: "
+                "plan.replace(name, Normal(0.02), why)."
+            )
+        return self
+
+
+def _choice(reproducible: object) -> bool:
+    if reproducible not in (True, False):
+        raise InvalidValueError(f"reproducible is True or False; got {reproducible!r}.")
+    return bool(reproducible)
+
+
+def _unless_reproducible(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Without what is the rule, so that plans written before there was a choice stay as they are."""
+    return {k: v for k, v in arguments.items() if (k, v) != ("reproducible", True)}
 
 
 def _sides(law: Distribution, shape: Shape, least: int, most: int | None = None) -> tuple[int, int]:

@@ -31,7 +31,7 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[Watch]:
+def preserved(model: nn.Module, *, silent_writes: bool = True) -> Iterator[Watch]:
     """Whatever the body does with ``model``, afterwards it is bit-equal to what it was.
 
     Put back: parameters and buffers (objects and bits, tied ones too), ``.grad``,
@@ -45,6 +45,8 @@ def preserved(model: nn.Module) -> Iterator[Watch]:
 
     Args:
         model: any nn.Module.
+        silent_writes: whether kernels that write buffers without saying so may run; then the bits
+            of all buffers are saved at once.
 
     Yields:
         What its dispatch mode calls before each op, with (op, args, kwargs): another mode that
@@ -62,7 +64,7 @@ def preserved(model: nn.Module) -> Iterator[Watch]:
         stack.callback(_process_state())
         memory = _Memory()
         stack.callback(memory.restore)
-        stack.callback(_Objects(model, memory).restore)
+        stack.callback(_Objects(model, memory, save_buffers=silent_writes).restore)
         yield stack.enter_context(_WriteGuard(memory)).watch
 
 
@@ -176,28 +178,40 @@ def _written_arguments(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
 class _Objects:
     """Which objects a model holds, and what its containers and tensors say beside their bits."""
 
-    def __init__(self, model: nn.Module, memory: _Memory) -> None:
+    def __init__(self, model: nn.Module, memory: _Memory, *, save_buffers: bool) -> None:
         self._memory = memory
         self._seen: set[int] = set()
+        self._inert: set[type] = set()  # kinds of which nothing is noted
+        self._empty: list[Any] = []
         self._containers: list[tuple[Any, Any]] = []
         self._restores: list[Restore] = []
+        held: dict[int, Tensor] = {}
         for module in model.modules():
-            self._containers.append((module.__dict__, module.__dict__.copy()))
-            for value in module.__dict__.values():
-                if type(value) not in _PLAIN:
+            inside = module.__dict__
+            self._containers.append((inside, inside.copy()))
+            for value in inside.values():
+                kind = type(value)
+                if kind in _CONTAINERS and not value:
+                    self._empty.append(value)
+                elif kind not in _PLAIN:
                     self._visit(value)
-        self._tensors = [_TensorState(t) for t in (*model.parameters(), *model.buffers())]
-        for parameter in model.parameters():
-            memory.guard(parameter)
-            if parameter.grad is not None:
-                memory.guard(parameter.grad)
-        for buffer in model.buffers():
-            memory.save(buffer)
+            for tensors, save in (
+                (module._parameters, False),  # noqa: SLF001 - without names, each module once
+                (module._buffers, save_buffers),  # noqa: SLF001
+            ):
+                for tensor in tensors.values():
+                    if tensor is not None and id(tensor) not in held:
+                        held[id(tensor)] = tensor
+                        (memory.save if save else memory.guard)(tensor)
+        self._tensors = [_TensorState(t) for t in held.values()]
+        for tensor in held.values():
+            if tensor.is_leaf and tensor.grad is not None:
+                memory.guard(tensor.grad)
 
     def _visit(self, value: Any) -> None:
         """Note what ``value`` holds: containers, tensors and random generators in it."""
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in _PLAIN or kind in self._inert:
             return
         if kind in _CONTAINERS or kind is tuple:
             if id(value) in self._seen:
@@ -216,9 +230,14 @@ class _Objects:
         elif isinstance(value, np.random.Generator):
             put_back = partial(setattr, value.bit_generator, "state")
             self._restores.append(_setter(put_back, value.bit_generator.state))
+        else:
+            self._inert.add(kind)
 
     def restore(self) -> None:
         """Put every object back where it was."""
+        for container in self._empty:
+            if container:
+                container.clear()
         for container, content in self._containers:
             if container or content:
                 _put_back(container, content)
@@ -251,7 +270,9 @@ class _TensorState:
         self._leaf, self._wants_grad = tensor.is_leaf, tensor.requires_grad
         self._grad = tensor.grad if self._leaf else None
         self._attributes = tensor.__dict__.copy()
-        self._hooks = {name: dict(getattr(tensor, name, None) or {}) for name in _TENSOR_HOOKS}
+        self._hooks = {
+            name: dict(hooks) for name in _TENSOR_HOOKS if (hooks := getattr(tensor, name, None))
+        }
 
     def restore(self) -> None:
         tensor = self._tensor
@@ -262,11 +283,12 @@ class _TensorState:
                 tensor.requires_grad_(self._wants_grad)
             if tensor.grad is not self._grad:
                 tensor.grad = self._grad
-        _put_back(tensor.__dict__, self._attributes)
-        for name, before in self._hooks.items():
+        if tensor.__dict__ or self._attributes:
+            _put_back(tensor.__dict__, self._attributes)
+        for name in _TENSOR_HOOKS:
             now = getattr(tensor, name, None)
             if now is not None:
-                _put_back(now, before)
+                _put_back(now, self._hooks.get(name, {}))
 
 
 def _moved(tensor: Tensor, data: Tensor) -> bool:

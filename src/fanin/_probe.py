@@ -22,10 +22,13 @@ from torch.autograd.graph import GradientEdge
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ._capture import capture
+from ._check import propagated
 from ._errors import FaninError, ModelError
 from ._findings import find
 from ._inputs import Inputs, as_inputs
 from ._meter import Meter
+from ._predict import joined, predicted
 from ._preserve import Watch, preserved
 from ._record import Recorder, floating_leaves
 from ._report import Coverage, Layer, SignalReport
@@ -41,6 +44,7 @@ def probe(
     *,
     loss_fn: Callable[[Any], Tensor] | None = None,
     backward: bool = True,
+    predict: bool = True,
 ) -> SignalReport:
     """Measure activations and gradients at every op of one run, and say what is wrong.
 
@@ -57,9 +61,11 @@ def probe(
         loss_fn: output -> loss, one number. Without it the gradient starts from a fixed draw of
             N(0, 1) at the first floating output.
         backward: whether to measure gradients.
+        predict: whether to predict the same ops from the weights, as `fanin.check` does.
 
     Returns:
-        A `SignalReport`: one `Layer` per op with `measured`, findings, and what was not covered.
+        A `SignalReport`: one `Layer` per op with `measured`, and `predicted` where the graph has the
+        same op; findings, and what was not covered.
 
     Raises:
         ModelError: the model has lazy or meta parameters, or it, the loss or the backward pass
@@ -80,7 +86,20 @@ def probe(
     report, lost = _run(model, inputs, loss_fn, backward=backward, wide=False)
     if lost and report.dtype != "float64":
         report = _again_in_float64(report, lost, model, inputs, loss_fn, backward=backward)
+    if predict:
+        report = _with_predictions(report, model, inputs, from_loss=loss_fn is not None)
     return replace(report, findings=find(report))
+
+
+def _with_predictions(
+    report: SignalReport, model: nn.Module, inputs: Inputs, *, from_loss: bool
+) -> SignalReport:
+    """What `check` says of the same ops; with a loss of the user's, of the activations alone."""
+    try:
+        found = predicted(propagated(model, capture(model, inputs), backwards=not from_loss))
+    except FaninError as error:
+        return replace(report, notes=(*report.notes, f"nothing predicted: {error}"))
+    return joined(report, found)
 
 
 def _check(model: nn.Module, inputs: Inputs) -> None:

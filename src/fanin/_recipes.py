@@ -52,12 +52,15 @@ class Scheme:
         summary: one line.
         source: paper and equation, or code.
         rules: tried in order.
+        targets: facts -> {FQN of a weight: second moment that its output should have, 1 if missing}:
+            the scales are then solved by propagation, where the graph is known; None: they stay.
     """
 
     name: str
     summary: str
     source: str
     rules: tuple[Rule, ...]
+    targets: Callable[[ModelFacts], Mapping[str, float]] | None = None
 
 
 # what rules are made of ----------------------------------------------------------------------

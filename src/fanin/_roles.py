@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from ._analysis import Analysis, analyse
 from ._errors import ModelError
 from ._facts import FREE_ROLE, RESIDUAL_ROLES, WEIGHT_ROLES, ModelFacts, ParamInfo
 from ._fans import shape_fan
-from ._follow import Followed, follow_modules, follow_run
+from ._follow import Followed, follow_graph, follow_modules
 from ._layouts import Spec, specs_of
+from ._shards import is_dtensor
+from ._structure import Structure
+from .distributions import Constant, Distribution, Kept
 
 _WRAPPERS = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\."
@@ -118,11 +123,16 @@ def _old_style(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def describe(model: nn.Module, example_inputs: Any = None) -> ModelFacts:
+    """`facts_of` after capturing the model's graph on ``example_inputs``, if there are any."""
+    slots_of(model)  # a lazy parameter is an error, not a reason to guess
+    return facts_of(model, analyse(model, example_inputs))
+
+
+def facts_of(model: nn.Module, analysis: Analysis) -> ModelFacts:
     """What is known of ``model`` from its modules' types and what is seen to follow them.
 
-    With ``example_inputs`` the model is run once, without gradients and leaving no trace, to see
-    which function is applied to each layer's output, functional calls included. Without them, or
-    where the run fails, the order in which modules were registered stands in.
+    The graph shows which function is applied to each layer's output, functional calls included.
+    Without it the order in which modules were registered stands in.
 
     Raises:
         ModelError: a parameter is lazy, or the model has none.
@@ -133,8 +143,9 @@ def describe(model: nn.Module, example_inputs: Any = None) -> ModelFacts:
     specs = _all_specs(model)
     weights = {id(s.tensor): s.name for s in slots if _role(specs.get(s.name)) in WEIGHT_ROLES}
     weights |= _behind_parametrization(model, slots, specs)
-    followed = _follow(model, example_inputs, weights)
+    followed = _follow(model, analysis, weights)
     params = tuple(_info(slot, specs, followed) for slot in slots)
+    params = _with_usage(params, slots, model, analysis)
     params = _with_biases(_with_head(params, followed))
     branches = followed.branches or sum(p.role in RESIDUAL_ROLES for p in params)
     return ModelFacts(
@@ -176,21 +187,12 @@ def _behind_parametrization(
     }
 
 
-def _follow(model: nn.Module, example_inputs: Any, weights: dict[int, str]) -> Followed:
-    if example_inputs is None:
-        note = "planned from module types and their order: no inputs were given, the graph was not analysed"
-        return replace(follow_modules(model, weights), notes=(note,))
-    try:
-        run = follow_run(model, example_inputs, weights)
-    except Exception as error:  # noqa: BLE001 - whatever the user's model raises, a plan can still be made
-        last = str(error).strip().splitlines()
-        note = (
-            f"planned from module types and their order: one run of the model failed "
-            f"({type(error).__name__}: {last[0] if last else ''}); the graph was not analysed"
-        )
-        return replace(follow_modules(model, weights), notes=(note,))
-    note = "planned from module types and one run of the model; the graph was not analysed"
-    return replace(run, notes=(note,))
+def _follow(model: nn.Module, analysis: Analysis, weights: dict[int, str]) -> Followed:
+    if analysis.structure is None:
+        return replace(follow_modules(model, weights), notes=(analysis.note,))
+    named = model.named_parameters(remove_duplicate=False)
+    by_name = {n: weights[id(p)] for n, p in named if id(p) in weights}
+    return replace(follow_graph(model, analysis.structure, by_name), notes=(analysis.note,))
 
 
 def _info(slot: Slot, specs: Mapping[str, Spec], followed: Followed) -> ParamInfo:
@@ -221,6 +223,37 @@ def _info(slot: Slot, specs: Mapping[str, Spec], followed: Followed) -> ParamInf
         default=spec.default,
         through=slot.through,
     )
+
+
+def _with_usage(
+    params: tuple[ParamInfo, ...], slots: list[Slot], model: nn.Module, analysis: Analysis
+) -> tuple[ParamInfo, ...]:
+    """For bare parameters: what the graph does with them, and what they hold now."""
+    structure = analysis.structure
+    if structure is None:
+        return params
+    root = type(model).__name__ in _ROOTS
+    indices = {canonical(n, wrapped_root=root): i for n, i in structure.graph.parameters.items()}
+    return tuple(
+        replace(p, usage=_usage(structure, indices.get(p.name)), present=_present(slot.tensor))
+        if p.role == FREE_ROLE
+        else p
+        for p, slot in zip(params, slots, strict=True)
+    )
+
+
+def _usage(structure: Structure, index: int | None) -> str:
+    return "unused" if index is None else structure.usage(index)
+
+
+def _present(tensor: Tensor) -> Distribution | None:
+    if tensor.is_meta or not tensor.numel() or not tensor.is_floating_point() or is_dtensor(tensor):
+        return None
+    x = tensor.detach().double()
+    low, high = float(x.min()), float(x.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return Constant(low) if low == high else Kept(float(x.mean()), float(x.std(unbiased=False)))
 
 
 def _with_head(params: tuple[ParamInfo, ...], followed: Followed) -> tuple[ParamInfo, ...]:

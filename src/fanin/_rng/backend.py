@@ -1,43 +1,94 @@
 """Who draws: the portable specification, or a compiled kernel that gives the same bits.
 
-numba takes half a second to import and seconds to compile, so a kernel is loaded only once about a
-million numbers have been asked of it in this process; until then, and where numba is missing, the
-specification draws. `FANIN_PORTABLE=1` in the environment keeps to the specification.
+A kernel takes a tenth of a second to make, so it is made only once about a million numbers have
+been asked of it in this process; until then, and where llvmlite is missing, the specification draws.
+`FANIN_PORTABLE=1` in the environment keeps to the specification.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise, product
+from struct import Struct
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from . import single
 from .philox import Array, Elements, check_limits
 from .stream import Stream
 
-if TYPE_CHECKING:
-    from .kernels import Kernel
-
 PORTABLE = "FANIN_PORTABLE"
 LOADING_PAYS = 2**20  # elements, 0.1 s of portable drawing
-CALL = 2**12  # elements that are drawn in the time a portable call takes anyway
+CALL = 2**10  # elements that are drawn in the time a portable call takes anyway
 SERIAL_BELOW = 2**16  # elements
 PARTS = 4  # for each thread, so that a busy core does not hold up the others
 RUN = 1024  # columns drawn at a time, a multiple of the tile; parts begin at multiples of it
+BLOCK = 256, 64  # rows and columns that share cache lines where columns are far apart
 NUMBERS = 11  # parameters of the law that has most
+ROUNDED: dict[str, Callable[[Any], Any]] = {
+    "bfloat16": single.bfloat16,
+    "float16": single.float16,
+}
 
 Run = tuple[int, int, int]  # position, first index, length
 Box = tuple[Run, Run]
 Index = range | Array
+Write = Callable[[bytes], None]  # job -> None
 
+# The parts of a kernel's job: where to write what, the stream's words, and the law's numbers.
+pack_place, pack_words = Struct("=10q").pack, Struct("=4q").pack
+_pack_numbers = Struct(f"={NUMBERS}d").pack
+
+portable = os.environ.get(PORTABLE, "0") not in ("", "0")
 _asked: dict[tuple[str, str], int] = {}
+_loaded: dict[tuple[str, str], Write | None] = {}
 _loading = Lock()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where the numbers of a grid lie: bytes from row to row, and from column to column of a run.
+
+    Args:
+        address: of the first one.
+        stride: bytes from row to row.
+        dtype: "float32", "float64", "bfloat16" or "float16".
+        itemsize: bytes of a number.
+        step: bytes from column to column.
+        run: how many columns lie ``step`` apart; 0 for all of them.
+        run_step: bytes from the first column of a run to that of the next.
+    """
+
+    address: int
+    stride: int
+    dtype: str
+    itemsize: int
+    step: int
+    run: int = 0
+    run_step: int = 0
+
+    @property
+    def across(self) -> bool:
+        """Whether rows are nearer to one another than columns."""
+        return not self.run and 0 < self.stride < self.step
+
+    def place(self, rows: Run, columns: Run) -> bytes:
+        """The fields of a kernel's job that say where to write what."""
+        (i, row, height), (j, column, width) = rows, columns
+        nth, position = divmod(j, self.run) if self.run else (0, j)
+        address = self.address + i * self.stride + nth * self.run_step
+        run = self.run or position + width + 1
+        return pack_place(
+            address, self.stride, self.step, run, self.run_step, position,
+            height, row, column, column + width,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +111,8 @@ class Draw:
         """R x C values."""
         rows, columns = elements.rows, elements.columns
         out: Array = np.empty((rows.size, columns.size), self.real)
-        memory = Memory(out.ctypes.data, columns.size * out.itemsize, out.dtype.name, out.itemsize)
+        size = out.itemsize
+        memory = Memory(out.ctypes.data, columns.size * size, out.dtype.name, size, size)
         written = self.into(memory, elements.stream, rows, columns, threads=1)
         return out if written else self.portable(elements)
 
@@ -77,43 +129,40 @@ class Draw:
             threads: how many to write with.
         """
         count = len(rows) * len(columns)
-        if self.law is None or not count:
-            return False
-        draw = _loaded(self.law, memory.dtype, count)
-        if draw is None:
+        write = self.writer(memory.dtype, count)
+        if write is None or not count:
             return False
         check_limits(rows, columns)
-        key, numbers = stream.words, self.numbers
-
-        def part(box: Box) -> None:
-            (i, row, height), (j, column, width) = box
-            address = memory.address + i * memory.stride + j * memory.itemsize
-            draw((address, memory.stride, height, row, column, column + width), key, numbers)
-
-        boxes = _parts(runs(rows), runs(columns), threads if count >= SERIAL_BELOW else 1)
-        if len(boxes) == 1 or threads == 1:
-            for box in boxes:
-                part(box)
-        else:
-            list(_pool(threads, os.getpid()).map(part, boxes))
+        what = self.what(stream.words)
+        shared = threads if count >= SERIAL_BELOW else 1
+        boxes = _parts(runs(rows), runs(columns), shared)
+        if memory.across:
+            boxes = (part for box in boxes for part in _cut(box, *BLOCK))
+        _each(lambda box: write(memory.place(*box) + what), boxes, shared)
         return True
 
+    def writer(self, dtype: str, count: int) -> Write | None:
+        """The kernel for ``count`` numbers of this dtype; None where the specification is to draw."""
+        if self.law is None or portable:
+            return None
+        kind = self.law, dtype
+        if kind in _loaded:
+            return _loaded[kind]
+        _asked[kind] = _asked.get(kind, 0) + count + CALL
+        return None if _asked[kind] < LOADING_PAYS else _load(self, self.law, dtype)
 
-@dataclass(frozen=True)
-class Memory:
-    """Rows of numbers in memory, the columns of each side by side.
+    def loaded(self, dtype: str | None) -> Write | None:
+        """The kernel for this dtype, if it has been made."""
+        return _loaded.get((self.law, dtype)) if self.law and dtype else None
 
-    Args:
-        address: of the first one.
-        stride: bytes from row to row.
-        dtype: "float32", "float64", "bfloat16" or "float16".
-        itemsize: bytes from column to column.
-    """
+    def what(self, words: tuple[int, int, int, int]) -> bytes:
+        """The fields of a kernel's job that say which numbers."""
+        return pack_words(*words) + self.packed
 
-    address: int
-    stride: int
-    dtype: str
-    itemsize: int
+    @cached_property
+    def packed(self) -> bytes:
+        """The numbers."""
+        return _pack_numbers(*self.numbers)
 
 
 def runs(index: Index) -> list[Run]:
@@ -135,25 +184,48 @@ def runs(index: Index) -> list[Run]:
     return list(zip(starts.tolist(), index[starts].tolist(), lengths.tolist(), strict=True))
 
 
-def _parts(rows: list[Run], columns: list[Run], threads: int) -> list[Box]:
+def _parts(rows: list[Run], columns: list[Run], threads: int) -> Iterator[Box]:
     """Boxes that cover the grid: whole runs, or smaller ones where several threads share them."""
-    boxes = list(product(rows, columns))
+    boxes = product(rows, columns)
     if threads == 1:
         return boxes
-    total = sum(height * width for (_, _, height), (_, _, width) in boxes)
+    total = sum(height for *_, height in rows) * sum(width for *_, width in columns)
     size = max(SERIAL_BELOW, total // (PARTS * threads))
-    return [part for box in boxes for part in _split(box, size)]
+    return (part for box in boxes for part in _split(box, size))
 
 
 def _split(box: Box, size: int) -> Iterator[Box]:
-    """About ``size`` elements each; cut at multiples of RUN, so that no tile is drawn twice."""
+    """Boxes of about ``size`` elements."""
+    width = box[1][2]
+    return _cut(box, max(1, size // width), max(RUN, size // RUN * RUN))
+
+
+def _cut(box: Box, down: int, across: int) -> Iterator[Box]:
+    """Boxes of so many rows and columns; cut at multiples of ``across``, so that no tile is drawn twice."""
     (i, row, height), (j, column, width) = box
-    down = max(1, size // width)
-    begin, across = (column // RUN + 1) * RUN, max(RUN, size // RUN * RUN)
+    begin = (column // across + 1) * across
     cuts = [column, *range(begin, column + width, across), column + width]
     for r in range(0, height, down):
         for low, high in pairwise(cuts):
             yield (i + r, row + r, min(down, height - r)), (j + low - column, low, high - low)
+
+
+def _each(work: Callable[[Box], None], boxes: Iterator[Box], threads: int) -> None:
+    """Work on every box; threads take the next one when they are done, and none waits in memory."""
+    lock = Lock()
+
+    def turns() -> None:
+        while True:
+            with lock:
+                box = next(boxes, None)
+            if box is None:
+                return
+            work(box)
+
+    others = [_pool(threads - 1, os.getpid()).submit(turns) for _ in range(threads - 1)]
+    turns()
+    for other in others:
+        other.result()
 
 
 @lru_cache(maxsize=1)
@@ -162,19 +234,45 @@ def _pool(threads: int, _: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="fanin")
 
 
-def _loaded(law: str, dtype: str, count: int) -> Kernel | None:
-    if os.environ.get(PORTABLE, "0") not in ("", "0"):
-        return None
-    asked = _asked.get((law, dtype), 0) + count + CALL
-    _asked[law, dtype] = asked
-    return None if asked < LOADING_PAYS else _load(law, dtype)
-
-
-@cache
-def _load(law: str, dtype: str) -> Kernel | None:
+def _load(draw: Draw, law: str, dtype: str) -> Write | None:
     with _loading:
-        try:
-            from .kernels import kernel  # noqa: PLC0415 - numba takes half a second
-        except ImportError:
-            return None
-        return kernel(law, dtype)
+        if (law, dtype) not in _loaded:
+            _loaded[law, dtype] = _made(draw, law, dtype)
+    return _loaded[law, dtype]
+
+
+def _made(draw: Draw, law: str, dtype: str) -> Write | None:
+    try:
+        from .kernels import kernel  # noqa: PLC0415 - it imports llvmlite
+    except (ImportError, OSError):
+        return None
+    try:
+        write = kernel(law, dtype)
+    except (OSError, RuntimeError) as error:
+        why = str(error)
+    else:
+        if _agrees(write, draw, dtype):
+            return write
+        why = "it drew other bits than the specification"
+    warnings.warn(
+        f"the kernel {law} for {dtype} does not work here ({why}), so numpy draws instead: the "
+        "same numbers, more slowly.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def _agrees(write: Write, draw: Draw, dtype: str) -> bool:
+    """Whether a new kernel gives the specification's bits: a processor may be one never tried."""
+    rows, columns = (0, 0, 2), (0, 5, 203)
+    stream = Stream("")
+    elements = Elements(stream, np.arange(2), np.arange(5, 208))
+    with np.errstate(over="ignore"):
+        expected = draw.portable(elements)
+    expected = ROUNDED.get(dtype, np.asarray)(expected)
+    found: Array = np.empty_like(expected)
+    size = found.itemsize
+    memory = Memory(found.ctypes.data, found.strides[0], dtype, size, size)
+    write(memory.place(rows, columns) + draw.what(stream.words))
+    return found.tobytes() == expected.tobytes()

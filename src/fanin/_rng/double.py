@@ -5,6 +5,9 @@ A pair is (high words, low words). As in `single`, every operation is rounded on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from .coefficients import (
@@ -17,7 +20,7 @@ from .coefficients import (
     SIN_64,
 )
 from .philox import Array
-from .single import polynomial
+from .single import Rational, polynomial
 
 F64 = np.float64
 Pair = tuple[Array, Array]
@@ -30,8 +33,8 @@ _NEWTON_STEPS = 3
 def signed_uniform(pair: Pair) -> Array:
     """The 64-bit integer of both words / 2^63, in [-1, 1]."""
     high, low = pair
-    whole = (high.astype(np.uint64) << np.uint64(32)) | low
-    return whole.view(np.int64).astype(F64) * _UNIT
+    # Both products are exact, so that the sum rounds once, as the conversion of an integer does.
+    return (high.view(np.int32).astype(F64) * _WORD + low.astype(F64)) * _UNIT
 
 
 def log(x: Array, complement: Array) -> Array:
@@ -39,7 +42,8 @@ def log(x: Array, complement: Array) -> Array:
     bits = x.view(np.uint64)
     exponent = (bits - np.uint64(0x3FE5555555555555)).view(np.int64) >> np.int64(52)
     mantissa = (bits - (exponent.view(np.uint64) << np.uint64(52))).view(F64)
-    t = np.where(exponent == 0, -complement, mantissa - 1.0)
+    exponent = exponent.astype(np.int32)
+    t = np.where(exponent == np.int32(0), -complement, mantissa - 1.0)
     return exponent.astype(F64) * LN2 + (t * t * polynomial(LOG_64, t) + t)
 
 
@@ -61,8 +65,8 @@ def direction(pair: Pair) -> tuple[Array, Array]:
     square = y * y
     sine = polynomial(SIN_64, square) * y
     cosine = polynomial(COS_64, square)
-    cosine = np.where((high & np.uint32(0x80000000)) != 0, -cosine, cosine)
-    swap = (high & np.uint32(0x40000000)) != 0
+    cosine = np.where((high & np.uint32(0x80000000)) != np.uint32(0), -cosine, cosine)
+    swap = (high & np.uint32(0x40000000)) != np.uint32(0)
     return np.where(swap, cosine, sine), np.where(swap, sine, cosine)
 
 
@@ -82,6 +86,13 @@ def open_uniform(pair: Pair) -> tuple[Array, Array]:
     return u, rest
 
 
+def between(pair: Pair, below: Any, inside: Any, above: Any) -> Array:
+    """The normal's quantile at a uniform point of a window, given the probabilities of and around it."""
+    u, rest = open_uniform(pair)
+    offset = (below - above) * 0.5 + signed_uniform(pair) * (0.5 * inside)
+    return quantile(below + u * inside, above + rest * inside, offset)
+
+
 def quantile(below: Array, above: Array, q: Array) -> Array:
     """The z with Phi(z) = below, given ``above`` = 1 - below and q = below - 1/2 as well.
 
@@ -90,8 +101,10 @@ def quantile(below: Array, above: Array, q: Array) -> Array:
     centre = _rational(QUANTILE_CENTRE, 0.180625 - q * q) * q
     tail, body = np.minimum(below, above), np.maximum(below, above)
     depth = np.sqrt(-log(tail, body))
-    near, far = np.minimum(depth, 5.0) - 1.6, np.maximum(depth, 5.0) - 5.0
-    size = np.where(depth <= 5.0, _rational(QUANTILE_TAIL, near), _rational(QUANTILE_FAR_TAIL, far))
+    near = _rational(QUANTILE_TAIL, np.minimum(depth, 5.0) - 1.6)
+    size = _rarely(
+        depth > 5.0, lambda: _rational(QUANTILE_FAR_TAIL, np.maximum(depth, 5.0) - 5.0), near
+    )
     return np.where(np.abs(q) <= 0.425, centre, np.where(q < 0.0, -size, size))
 
 
@@ -126,6 +139,13 @@ def _tail_series(z: Array) -> Array:
     return polynomial(_TAIL_SERIES, 1.0 / (z * z))
 
 
-def _rational(table: tuple[tuple[float, ...], tuple[float, ...]], x: Array) -> Array:
+def _rarely(condition: Any, exception: Callable[[], Array], usual: Array) -> Array:
+    """``np.where(condition, exception(), usual)``, the exception computed only where there is one."""
+    if not isinstance(condition, np.ndarray):
+        return condition.rarely(exception, usual)
+    return np.where(condition, exception(), usual) if condition.any() else usual
+
+
+def _rational(table: Rational, x: Array) -> Array:
     upper, lower = table
     return polynomial(upper, x) / polynomial(lower, x)

@@ -105,7 +105,7 @@ def bounded_normal(
     if is_point(mean, std, low, high):
         return np.full((elements.rows.size, elements.columns.size), anchor, real)
     z = _window(elements, (low - mean) / std, (high - mean) / std)
-    value = np.clip(z * std + mean, low, high)
+    value = single.clip(z * std + mean, low, high)
     return _clip(value.astype(real), *inward(low, high, real))
 
 
@@ -141,24 +141,22 @@ def _window(elements: Elements, a: float, b: float) -> Array:
     def transform(even: double.Pair, odd: double.Pair) -> list[Array]:
         return [_between(pair, a, b) for pair in (even, odd)]
 
-    return np.clip(draw(elements, transform, low=True), a, b)
+    return single.clip(draw(elements, transform, low=True), a, b)
 
 
 def _between(pair: double.Pair, a: float, b: float) -> Array:
     """The standard normal's quantile at a uniform point between Phi(a) and Phi(b)."""
+    if b > -FAR and a < FAR:
+        return double.between(pair, *interval(a, b))
     u, rest = double.open_uniform(pair)
     if a >= FAR:
         return double.far_quantile(u, rest, a, tail_ratio(a, b))
-    if b <= -FAR:
-        return -double.far_quantile(rest, u, -b, tail_ratio(-b, -a))
-    below, inside, above = interval(a, b)
-    offset = (below - above) * 0.5 + double.signed_uniform(pair) * (0.5 * inside)
-    return double.quantile(below + u * inside, above + rest * inside, offset)
+    return -double.far_quantile(rest, u, -b, tail_ratio(-b, -a))
 
 
 def _clip(value: Array, least: np.floating, greatest: np.floating) -> Array:
     """Within the bounds, where any number of this precision is."""
-    return value if least > greatest else np.clip(value, least, greatest)
+    return value if least > greatest else single.clip(value, least, greatest)
 
 
 def inward(low: float, high: float, real: type) -> tuple[np.floating, np.floating]:

@@ -1,261 +1,270 @@
-"""The CPU kernels: words drawn and turned into numbers where the tensor lies, by numba.
+"""The CPU kernels: the specification's own functions in a loop over tiles, compiled by LLVM.
 
-A kernel is made of a transform (which law) and a store (which dtype). It fills runs of columns in
-rows of memory given by address, 1024 columns at a time, so that what it works on stays in the first
-cache. Importing this file imports numba: `backend` does so once there is much to draw.
+A kernel is made of a law, which turns words into numbers, and a dtype. It fills a grid of memory
+row by row, a tile of 64 columns at a time: four vectors of words, four vectors of numbers, stored.
+What is written once for numpy, in `philox`, `single` and `double`, is compiled here by calling it on
+vectors. A kernel takes a tenth of a second to make, so none is kept on disk. Importing this file
+imports llvmlite: `backend` does so once there is much to draw.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
-from typing import Any
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
-from numba import carray, njit, types  # type: ignore[attr-defined]
-from numba.core.registry import cpu_target
-from numba.extending import intrinsic, register_jitable
+from llvmlite import ir
 
-from . import kernel_math as m
-from .backend import NUMBERS, RUN
-from .kernel_math import F32, F64, U32, U64
+from . import double, single
+from .backend import NUMBERS, ROUNDED, Write
+from .coefficients import QUANTILE_2, QUANTILE_3
+from .machine import Loop, Machine, function, load
+from .philox import LOW_WORDS, rounds, schedule
+from .vector import I64, LANES, Vector, constant, scalar_type, splat, vector_type
 
-Kernel = Callable[[tuple[int, ...], tuple[int, ...], tuple[float, ...]], None]
+TILE = 4 * LANES
+Vectors = Sequence[Any]  # `Vector`s, which the specification takes for arrays
+Transform = Callable[[Vectors, Vectors], list[Any]]  # words, low words -> values
 
-_SIGNATURE = types.void(
-    types.UniTuple(types.int64, 6),
-    types.UniTuple(types.int64, 4),
-    types.UniTuple(types.float64, NUMBERS),
-)
-_transform = register_jitable(nogil=True, error_model="numpy", forceinline=True)
+ENTRY = "fill"  # the name of the program's function
 
 
-@intrinsic
-def _as_pointer(_: Any, address: Any) -> Any:  # noqa: ARG001 - numba names what it passes
-    def codegen(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
-
-    return types.voidptr(types.int64), codegen
+# Laws: numbers -> (words, low words) -> values, four vectors each.
 
 
-_pointer: Any = _as_pointer
+def _normal_32(numbers: Vectors) -> Transform:
+    std, mean = _narrow(numbers[:2])
+
+    def transform(words: Vectors, _: Vectors) -> list[Any]:
+        a, b, c, d = words
+        return [z * std + mean for pair in ((a, b), (c, d)) for z in single.box_muller(*pair)]
+
+    return transform
 
 
-# Transforms: words, and low words where the law needs them, -> values of whole tiles.
+def _normal_64(numbers: Vectors) -> Transform:
+    std, mean = numbers[:2]
+
+    def transform(words: Vectors, low: Vectors) -> list[Any]:
+        a, b, c, d = zip(words, low, strict=True)
+        return [z * std + mean for pair in ((a, b), (c, d)) for z in double.box_muller(*pair)]
+
+    return transform
 
 
-@_transform
-def _uniform_32(words: Any, _: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    half, middle, least, greatest = (
-        F32(numbers[0]),
-        F32(numbers[1]),
-        F32(numbers[2]),
-        F32(numbers[3]),
-    )
-    for i in range(values.size):
-        values[i] = m.clip(m.signed_uniform_32(words[i]) * half + middle, least, greatest)
+def _uniform_32(numbers: Vectors) -> Transform:
+    half, middle, least, greatest = _narrow(numbers[:4])
+
+    def transform(words: Vectors, _: Vectors) -> list[Any]:
+        return [
+            single.clip(single.signed_uniform(w) * half + middle, least, greatest) for w in words
+        ]
+
+    return transform
 
 
-@_transform
-def _uniform_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    half, middle, least, greatest = numbers[0], numbers[1], numbers[2], numbers[3]
-    for i in range(values.size):
-        value = m.signed_uniform_64(words[i], low[i]) * half + middle
-        values[i] = m.clip(value, least, greatest)
+def _uniform_64(numbers: Vectors) -> Transform:
+    half, middle, least, greatest = numbers[:4]
+
+    def transform(words: Vectors, low: Vectors) -> list[Any]:
+        units = [double.signed_uniform(pair) for pair in zip(words, low, strict=True)]
+        return [single.clip(unit * half + middle, least, greatest) for unit in units]
+
+    return transform
 
 
-@_transform
-def _normal_32(words: Any, _: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    std, mean = F32(numbers[0]), F32(numbers[1])
-    for pair in range(values.size // 32):
-        x, z = words[32 * pair : 32 * pair + 32], values[32 * pair : 32 * pair + 32]
-        for j in range(16):
-            r = m.radius_32(x[j])
-            a, b = m.direction_32(x[16 + j])
-            z[j], z[16 + j] = r * a * std + mean, r * b * std + mean
+def _truncated(table: single.Rational) -> Callable[[Vectors], Transform]:
+    def law(numbers: Vectors) -> Transform:
+        (scale,) = _narrow([numbers[0] * 2.0**-31])
+        outside, sigma, mean, least, greatest = _narrow(numbers[1:6])
+
+        def transform(words: Vectors, _: Vectors) -> list[Any]:
+            z = [single.quantile(word, table, scale, outside) for word in words]
+            return [single.clip(each * sigma + mean, least, greatest) for each in z]
+
+        return transform
+
+    return law
 
 
-@_transform
-def _normal_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    std, mean = numbers[0], numbers[1]
-    for pair in range(values.size // 32):
-        x, y = words[32 * pair : 32 * pair + 32], low[32 * pair : 32 * pair + 32]
-        z = values[32 * pair : 32 * pair + 32]
-        for j in range(16):
-            r = m.radius_64(x[j], y[j])
-            a, b = m.direction_64(x[16 + j], y[16 + j])
-            z[j], z[16 + j] = r * a * std + mean, r * b * std + mean
+def _window(real: type) -> Callable[[Vectors], Transform]:
+    def law(numbers: Vectors) -> Transform:
+        below, inside, above, a, b, sigma, mean, low_end, high_end = numbers[:9]
+        least, greatest = (x.astype(real) for x in numbers[9:])
+
+        def value(pair: Any) -> Any:
+            z = single.clip(double.between(pair, below, inside, above), a, b)
+            within = single.clip(z * sigma + mean, low_end, high_end)
+            return single.clip(within.astype(real), least, greatest)
+
+        return lambda words, low: [value(pair) for pair in zip(words, low, strict=True)]
+
+    return law
 
 
-@_transform
-def _truncated_2(words: Any, _: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    inside, outside, sigma, mean = numbers[0], numbers[1], F32(numbers[2]), F32(numbers[3])
-    least, greatest = F32(numbers[4]), F32(numbers[5])
-    for i in range(values.size):
-        z = m.truncated_2(words[i], inside, outside)
-        values[i] = m.clip(z * sigma + mean, least, greatest)
+def _narrow(numbers: Vectors) -> list[Any]:
+    return [number.astype(np.float32) for number in numbers]
 
 
-@_transform
-def _truncated_3(words: Any, _: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    inside, outside, sigma, mean = numbers[0], numbers[1], F32(numbers[2]), F32(numbers[3])
-    least, greatest = F32(numbers[4]), F32(numbers[5])
-    for i in range(values.size):
-        z = m.truncated_3(words[i], inside, outside)
-        values[i] = m.clip(z * sigma + mean, least, greatest)
-
-
-@_transform
-def _window_32(words: Any, low: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    below, inside, above, a, b, sigma, mean, bottom, top, least_64, greatest_64 = numbers
-    least, greatest = F32(least_64), F32(greatest_64)
-    for i in range(values.size):
-        z = m.clip(m.window(words[i], low[i], below, inside, above), a, b)
-        value = F32(m.clip(z * sigma + mean, bottom, top))
-        values[i] = m.clip(value, least, greatest)
-
-
-@_transform
-def _window_64(words: Any, low: Any, values: Any, numbers: Any) -> None:
-    m.wide()
-    below, inside, above, a, b, sigma, mean, bottom, top, least, greatest = numbers
-    for i in range(values.size):
-        z = m.clip(m.window(words[i], low[i], below, inside, above), a, b)
-        values[i] = m.clip(m.clip(z * sigma + mean, bottom, top), least, greatest)
-
-
-# Stores: 32-bit values -> the tensor's 16-bit numbers.
-
-
-@_transform
-def _bfloat16(values: Any, out: Any) -> None:
-    m.wide()
-    for i in range(out.size):
-        out[i] = m.to_bfloat16(values[i])
-
-
-@_transform
-def _float16(values: Any, out: Any) -> None:
-    m.wide()
-    for i in range(out.size):
-        out[i] = m.to_float16(values[i])
-
-
-_TRANSFORMS = {
+LAWS: dict[str, Callable[[Vectors], Transform]] = {
     "uniform_32": _uniform_32,
     "uniform_64": _uniform_64,
     "normal_32": _normal_32,
     "normal_64": _normal_64,
-    "truncated_2": _truncated_2,
-    "truncated_3": _truncated_3,
-    "window_32": _window_32,
-    "window_64": _window_64,
+    "truncated_2": _truncated(QUANTILE_2),
+    "truncated_3": _truncated(QUANTILE_3),
+    "window_32": _window(np.float32),
+    "window_64": _window(np.float64),
 }
-_STORES = {"bfloat16": _bfloat16, "float16": _float16}
 _TWO_WORDS = {"uniform_64", "normal_64", "window_32", "window_64"}
+_STORED = {"bfloat16": np.uint16, "float16": np.uint16}
 
 
-@cache
-def kernel(law: str, dtype: str) -> Kernel:
-    """The compiled function that fills rows of memory, from numba's cache on disk if it is there.
+# Compiled
+
+_engines: list[Any] = []  # they own the code that is run
+
+
+def kernel(law: str, dtype: str, machine: Machine | None = None) -> Write:
+    """Compile the function that fills memory; it holds no lock of Python's while it runs.
 
     Args:
-        law: a key of the transforms.
-        dtype: "float32", "float64", or a key of the stores.
+        law: "normal_32" and the like, as `laws` names them.
+        dtype: "float32", "float64", "bfloat16" or "float16".
+        machine: what to compile for; None for this one.
 
-    Returns:
-        (place, the stream's words, the law's numbers) -> None; place is the address of the first
-        element, the bytes from row to row, how many rows, the first one's index, the first column's
-        and the one past the last. Columns lie side by side.
+    Raises:
+        OSError: this system lets no process write code for itself.
     """
-    make = _narrowing if dtype in _STORES else _direct
-    draw = make(law, dtype)
-    # numba keeps a file for each name: with the sources, the processor and numba itself in it, no
-    # other code is ever loaded, and no two processes write different things to one file.
-    draw.__qualname__ = draw.__name__ = f"{law}_{dtype}_{_fingerprint()}"
-    try:
-        return njit(_SIGNATURE, cache=True, nogil=True, error_model="numpy")(draw)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        # There is no directory to write to.
-        return njit(_SIGNATURE, nogil=True, error_model="numpy")(draw)
+    code = load(program(law, dtype), ENTRY, machine)
+    _engines.append(code.engine)
+    return ctypes.CFUNCTYPE(None, ctypes.c_char_p)(code.address)
 
 
-@m.jit
-def _words(words: Any, low: Any, two: Any, at: Any, key: Any) -> Any:
-    """Draw the words of the next RUN columns; (columns to skip, columns to keep, whole tiles)."""
-    row, column, last = at
-    tile, skip = column >> 6, column & 63
-    count = min(RUN - skip, last - column)
-    tiles = (skip + count + 63) >> 6
-    k0, k1, s2, s3 = U64(key[0]), U64(key[1]), U64(key[2]), U64(key[3])
-    m.philox(words, tile, tiles, (row, k0, k1, s2, s3))
-    if two:
-        m.philox(low, tile, tiles, (row, k0, k1, s2, s3 | U64(0x80000000)))
-    return skip, count, tiles
+# The program
 
 
-def _direct(law: str, dtype: str) -> Callable:
-    """A kernel that computes where the tensor lies, but for runs that end within a tile."""
-    transform, two = _TRANSFORMS[law], law in _TWO_WORDS
-    real = F64 if dtype == "float64" else F32
+class _Job(NamedTuple):
+    """The fields of `backend.Job`, loaded."""
 
-    def draw(place: Any, key: Any, numbers: Any) -> None:
-        address, stride, rows, first_row, first, last = place
-        words, low, spare = np.empty(RUN, U32), np.empty(RUN, U32), np.empty(RUN, real)
-        for r in range(rows):
-            line = carray(_pointer(address + r * stride), last - first, real)
-            row, column = U64(first_row + r), first
-            while column < last:
-                skip, count, tiles = _words(words, low, two, (row, column, last), key)
-                at, whole = column - first, count == 64 * tiles
-                values = line[at : at + count] if whole else spare[: 64 * tiles]
-                transform(words, low, values, numbers)
-                if not whole:
-                    # A loop: numba takes seconds to compile the assignment of a slice.
-                    for i in range(count):
-                        line[at + i] = spare[skip + i]
-                column += count
-
-    return draw
+    address: Any
+    row_stride: Any
+    step: Any
+    run: Any
+    run_step: Any
+    position: Any
+    rows: Any
+    first_row: Any
+    first: Any
+    last: Any
+    k0: Any
+    k1: Any
+    s2: Any
+    s3: Any
 
 
-def _narrowing(law: str, dtype: str) -> Callable:
-    """A kernel that computes in 32 bits and rounds into the tensor."""
-    transform, store, two = _TRANSFORMS[law], _STORES[dtype], law in _TWO_WORDS
-
-    def draw(place: Any, key: Any, numbers: Any) -> None:
-        address, stride, rows, first_row, first, last = place
-        words, low, values = np.empty(RUN, U32), np.empty(RUN, U32), np.empty(RUN, F32)
-        for r in range(rows):
-            line = carray(_pointer(address + r * stride), last - first, np.uint16)
-            row, column = U64(first_row + r), first
-            while column < last:
-                skip, count, tiles = _words(words, low, two, (row, column, last), key)
-                transform(words, low, values[: 64 * tiles], numbers)
-                at = column - first
-                store(values[skip : skip + count], line[at : at + count])
-                column += count
-
-    return draw
+def program(law: str, dtype: str) -> ir.Module:
+    """The kernel in LLVM's language."""
+    module = ir.Module(law)
+    b, (pointer,) = function(module, ENTRY, [I64.as_pointer()])
+    job, numbers = _load_job(b, pointer)
+    tile = _tile(b, job, LAWS[law](numbers), ROUNDED.get(dtype), two=law in _TWO_WORDS)
+    stored = np.dtype(_STORED.get(dtype, dtype))
+    spare = b.alloca(scalar_type(stored), TILE)
+    spare.align = 64
+    row = Loop(b, I64(0), job.rows)
+    address = b.add(job.address, b.mul(row.index, job.row_stride))
+    number = b.add(job.first_row, row.index)
+    _row(b, job, address, lambda at: tile(number, at), _Spare(spare, stored.itemsize))
+    row.close()
+    b.ret_void()
+    return module
 
 
-@cache
-def _fingerprint() -> str:
-    here = Path(__file__).parent
-    parts = [
-        (here / f"{name}.py").read_bytes() for name in ("kernels", "kernel_math", "coefficients")
-    ]
-    text = repr((numba.__version__, cpu_target.target_context.codegen().magic_tuple())).encode()
-    return hashlib.blake2b(b"".join([*parts, text]), digest_size=8).hexdigest()
+def _load_job(b: Any, pointer: Any) -> tuple[_Job, list[Vector]]:
+    fields = [b.load(b.gep(pointer, [I64(i)])) for i in range(len(_Job._fields))]
+    real = scalar_type(np.float64)
+    behind = b.bitcast(b.gep(pointer, [I64(len(fields))]), real.as_pointer())
+    numbers = [b.load(b.gep(behind, [I64(i)])) for i in range(NUMBERS)]
+    return _Job(*fields), [splat(b, np.float64, number) for number in numbers]
+
+
+def _tile(
+    b: Any, job: _Job, transform: Transform, rounded: Callable | None, *, two: bool
+) -> Callable[[Any, Any], list[Vector]]:
+    """(row, tile) -> the values of its four lanes."""
+    keys = schedule(splat(b, np.uint64, job.k0), splat(b, np.uint64, job.k1))
+    s2, s3 = splat(b, np.uint64, job.s2), splat(b, np.uint64, job.s3)
+    places = constant(b, np.uint64, _PLACES)
+
+    def values(row: Any, tile: Any) -> list[Any]:
+        blocks = splat(b, np.uint64, b.mul(tile, I64(LANES))) + places
+        counter = blocks, splat(b, np.uint64, row), s2
+        words = [_packed(c) for c in rounds((*counter, s3), keys)]
+        low = rounds((*counter, s3 | np.uint64(LOW_WORDS)), keys) if two else ()
+        found = transform(words, [_packed(c) for c in low])
+        return [rounded(each) for each in found] if rounded else found
+
+    return values
+
+
+# Blocks are numbered so that the lower halves of two registers of 64-bit integers, taken two by two
+# in turn, are in order: one shuffle, within 128 bits, on every processor.
+_PLACES = [4 * (p // 2 % (LANES // 4)) + p % 2 + 2 * (p // (LANES // 2)) for p in range(LANES)]
+
+
+def _packed(wide: Vector) -> Vector:
+    """The lower halves, in the order of their blocks."""
+    b = wide.builder
+    halves = b.bitcast(wide.value, ir.VectorType(scalar_type(np.uint32), 2 * LANES))
+    at = [scalar_type(np.int32)(2 * _PLACES.index(j)) for j in range(LANES)]
+    order = ir.Constant(vector_type(np.int32), at)
+    nothing = ir.Constant(halves.type, ir.Undefined)
+    return wide.new(np.uint32, b.shuffle_vector(halves, nothing, order))
+
+
+class _Spare(NamedTuple):
+    """A tile of memory on the stack, and the bytes of one of its numbers."""
+
+    pointer: Any
+    itemsize: int
+
+
+def _row(b: Any, job: _Job, address: Any, values: Callable[[Any], Vectors], spare: _Spare) -> None:
+    """Fill the columns of a row: whole tiles where they lie, other ones by way of ``spare``."""
+    here = spare.pointer.type
+    width = b.sub(job.last, job.first)
+    in_one_run = b.icmp_signed(">=", job.run, b.add(job.position, width))
+    dense = b.and_(in_one_run, b.icmp_signed("==", job.step, I64(spare.itemsize)))
+    end = b.lshr(b.add(job.last, I64(TILE - 1)), I64(6))
+    start = b.add(address, b.mul(job.position, job.step))
+    tile = Loop(b, b.lshr(job.first, I64(6)), end, start, job.position)
+    at, position = tile.carried
+    base = b.mul(tile.index, I64(TILE))
+    low = _greater(b, b.sub(job.first, base), I64(0))
+    high = _lesser(b, b.sub(job.last, base), I64(TILE))
+    whole = b.and_(dense, b.icmp_signed("==", b.sub(high, low), I64(TILE)))
+    target = b.select(whole, b.inttoptr(at, here), spare.pointer)
+    for lane, vector in enumerate(values(tile.index)):
+        place = b.gep(target, [I64(LANES * lane)])
+        b.store(vector.value, b.bitcast(place, vector.value.type.as_pointer()), align=1)
+
+    element = Loop(b, b.select(whole, high, low), high, at, position)
+    to, position = element.carried
+    b.store(b.load(b.gep(spare.pointer, [element.index])), b.inttoptr(to, here), align=1)
+    following = b.add(position, I64(1))
+    ends = b.icmp_signed("==", following, job.run)
+    over = b.sub(job.run_step, b.mul(position, job.step))
+    element.close(b.add(to, b.select(ends, over, job.step)), b.select(ends, I64(0), following))
+
+    passed = b.add(at, I64(TILE * spare.itemsize))
+    tile.close(b.select(whole, passed, to), position)
+
+
+def _greater(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_signed(">", x, y), x, y)
+
+
+def _lesser(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_signed("<", x, y), x, y)

@@ -8,7 +8,7 @@ from typing import SupportsFloat
 
 import numpy as np
 
-from . import draws
+from . import draws, single
 from .backend import NUMBERS, Draw
 from .philox import Array, Elements
 from .probability import interval
@@ -59,7 +59,7 @@ def bounded_normal(
     def portable(elements: Elements) -> Array:
         value = draws.bounded_normal(elements, mean, std, low, high, real=real)
         # Between bounds that the dtype can hold, rounding to it stays between them.
-        return value if least > greatest else np.clip(value, real(least), real(greatest))
+        return value if least > greatest else single.clip(value, real(least), real(greatest))
 
     if draws.is_point(mean, std, low, high):
         return Draw(portable, real)

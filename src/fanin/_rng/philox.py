@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +51,7 @@ class Elements:
 def philox(
     counter: tuple[Array, Array, Array, Array], key: tuple[int, int]
 ) -> tuple[Lane, Lane, Lane, Lane]:
-    """Four words per counter; 32-bit numbers in 64-bit containers, so that products are whole.
+    """Four words per counter.
 
     >>> zero = np.zeros(1, np.uint64)
     >>> [f"{int(word[0]):08x}" for word in philox((zero, zero, zero, zero), (0, 0))]
@@ -58,18 +59,27 @@ def philox(
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11, section 4.
     """
+    w0, w1, w2, w3 = rounds(counter, schedule(np.uint64(key[0]), np.uint64(key[1])))
+    return w0.astype(np.uint32), w1.astype(np.uint32), w2.astype(np.uint32), w3.astype(np.uint32)
+
+
+def schedule(k0: Any, k1: Any) -> list[tuple[Any, Any]]:
+    """The key of every round: the two words, each with a multiple of its constant added."""
+    steps = [(np.uint64(turn * _WEYL[0]), np.uint64(turn * _WEYL[1])) for turn in range(_ROUNDS)]
+    return [((k0 + a) & _MASK, (k1 + b) & _MASK) for a, b in steps]
+
+
+def rounds(counter: Sequence[Any], keys: Sequence[tuple[Any, Any]]) -> tuple[Any, Any, Any, Any]:
+    """Philox itself: 32-bit words as the lower halves of 64-bit integers, so that products are whole.
+
+    The upper halves keep what the products leave there: vector units multiply lower halves alone.
+    """
     c0, c1, c2, c3 = counter
-    for turn in range(_ROUNDS):
-        k0, k1 = ((k + turn * w) & 0xFFFFFFFF for k, w in zip(key, _WEYL, strict=True))
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1 = (p1 >> _HALF) ^ c1 ^ np.uint64(k0), p1 & _MASK
-        c2, c3 = (p0 >> _HALF) ^ c3 ^ np.uint64(k1), p0 & _MASK
-    return (
-        c0.astype(np.uint32),
-        c1.astype(np.uint32),
-        c2.astype(np.uint32),
-        c3.astype(np.uint32),
-    )
+    for k0, k1 in keys:
+        p0, p1 = (c0 & _MASK) * _MULTIPLIERS[0], (c2 & _MASK) * _MULTIPLIERS[1]
+        c0, c1 = (p1 >> _HALF) ^ c1 ^ k0, p1
+        c2, c3 = (p0 >> _HALF) ^ c3 ^ k1, p0
+    return c0, c1, c2, c3
 
 
 def addresses(columns: Array) -> tuple[Array, Array]:

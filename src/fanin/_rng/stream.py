@@ -11,6 +11,23 @@ from numbers import Integral
 from .._errors import InvalidValueError
 
 ENGINE = "fanin-1"
+_PERSON = ENGINE.encode()
+_UNPACK = struct.Struct("<4I").unpack
+
+
+Words = tuple[int, int, int, int]
+
+
+def words_of(key: str, seed: int) -> Words:
+    """`Stream.words`, of arguments that are known to be fit."""
+    digest = hashlib.blake2b(
+        key.encode("utf-8", "surrogatepass"),
+        key=seed.to_bytes(8, "little"),
+        digest_size=16,
+        person=_PERSON,
+    ).digest()
+    k0, k1, s2, s3 = _UNPACK(digest)
+    return k0, k1, s2, s3 & 0x7FFFFFFF
 
 
 @dataclass(frozen=True)
@@ -52,16 +69,9 @@ class Stream:
         object.__setattr__(self, "seed", int(self.seed))
 
     @cached_property
-    def words(self) -> tuple[int, int, int, int]:
+    def words(self) -> Words:
         """(k0, k1, s2, s3): Philox's key and upper counter words; the top bit of s3 is clear."""
-        digest = hashlib.blake2b(
-            self.key.encode("utf-8", "surrogatepass"),
-            key=self.seed.to_bytes(8, "little"),
-            digest_size=16,
-            person=ENGINE.encode(),
-        ).digest()
-        k0, k1, s2, s3 = struct.unpack("<4I", digest)
-        return k0, k1, s2, s3 & 0x7FFFFFFF
+        return words_of(self.key, self.seed)
 
     def child(self, label: str) -> Stream:
         """A further stream of the same tensor, for a second decision per element.

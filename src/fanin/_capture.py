@@ -1,0 +1,360 @@
+"""A model and its inputs -> the graph of ops that it runs, without computing on its parameters.
+
+The model's own Python runs on stand-ins below autograd, so that ops arrive whole: ``linear``,
+``layer_norm``, ``scaled_dot_product_attention``, ``lstm``. What depends on no parameter and no
+floating input is really computed: masks, positions, rotary tables. A model that calls autograd in
+its forward pass is run once more above autograd, and then its ops arrive in parts.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
+
+from ._arguments import taken, tensors
+from ._errors import FaninError, ModelError
+from ._graph import Call, Graph
+from ._inputs import Inputs, as_inputs
+from ._ledger import Leaf
+from ._names import canonical, is_wrapped, module_name
+from ._preserve import preserved
+from ._standin import strided
+from ._tape import Tape
+
+SEED = 0xFA71
+
+_ABOVE = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # noqa: SLF001
+
+
+def capture(model: nn.Module, inputs: Any) -> Graph:
+    """The ops that ``model`` runs on ``inputs``, as data.
+
+    Nothing is computed on parameters, whatever device they are on, and afterwards every bit of the
+    model and of the random states is as before, also if it raises.
+
+    Args:
+        model: any nn.Module, in the mode (train or eval) that is of interest.
+        inputs: a tensor, a tuple of positional arguments, a mapping of keyword arguments, or
+            `fanin.Inputs`. Tensors may be on the meta device, and a `torch.Size` stands for a
+            floating tensor of that shape.
+
+    Returns:
+        A `Graph`: values, nodes in execution order, and calls of modules. `Graph.notes` says what
+        was sampled.
+
+    Raises:
+        ModelError: the model has lazy parameters, it raises, or it does something that needs
+            numbers which are not there; the message names the op, the module and the cause.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+        >>> graph = capture(net, torch.Size([4, 8]))
+        >>> [(node.op, node.module) for node in graph.nodes]
+        [('linear', '0'), ('relu', '1')]
+        >>> graph.parameters
+        {'0.weight': 1, '0.bias': 2}
+    """
+    given = as_inputs((inputs,) if isinstance(inputs, torch.Size) else inputs)
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ModelError(
+                f"{name} is lazy: its shape is known only after a first run. "
+                "Run the model once on example inputs, then capture it."
+            )
+    try:
+        return _Run(model, given, whole=True).graph
+    except _WantsAutogradError:
+        return _Run(model, given, whole=False).graph
+
+
+class _WantsAutogradError(Exception):
+    """The model differentiates in its forward pass."""
+
+
+# one run ------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """One run of a model on stand-ins.
+
+    Args:
+        model: as given by the caller.
+        inputs: what it is called with.
+        whole: whether ops arrive whole, below autograd.
+
+    Attributes:
+        graph: what was seen.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, *, whole: bool) -> None:
+        self._model, self._whole = model, whole
+        self._notes: list[str] = []
+        with _surroundings(model, whole=whole) as watch:
+            swapped = _moved(model)
+            parameters, leaves = self._leaves()
+            self._tape = Tape(leaves, watch, whole=whole)
+            self._ledger = self._tape.ledger
+            self._inputs: list[int] = []
+            self._vocabulary = _vocabulary(model)
+            self._calls: list[Call] = []
+            args, kwargs = taken(model, inputs, self._take)
+            output = self._output(args, kwargs)
+            outputs = tuple(self._ledger.read(t) for t in tensors(output))
+            del swapped
+        self.graph = self._graph(parameters, outputs)
+
+    def _leaves(self) -> tuple[dict[str, Tensor], list[Leaf]]:
+        """Parameters by every name, and all leaves; the first name of a tied one comes last."""
+        wrapped = is_wrapped(self._model)
+        parameters = {
+            canonical(name, wrapped_root=wrapped): p
+            for name, p in self._model.named_parameters(remove_duplicate=False)
+        }
+        buffers = [
+            Leaf(b, "buffer", canonical(name, wrapped_root=wrapped))
+            for name, b in self._model.named_buffers()
+        ]
+        return parameters, [
+            *buffers,
+            *(Leaf(p, "parameter", name) for name, p in reversed(parameters.items())),
+        ]
+
+    def _take(self, tensor: Tensor, name: str) -> Tensor:
+        """What stands for a tensor that the model is called with."""
+        ledger = self._ledger
+        floating = tensor.is_floating_point() or tensor.is_complex()
+        if tensor.is_meta and not floating:
+            self._notes.append(f"{name}: given without numbers, which were drawn")
+            tensor = self._drawn(tensor)
+        index = ledger.input(tensor, name)
+        self._inputs.append(index)
+        if floating and tensor.layout is torch.strided:
+            made = ledger.made(tensor.shape, tensor.dtype, index)
+            return made if self._whole else made.requires_grad_(tensor.requires_grad)
+        copy = tensor.detach().cpu().clone()
+        ledger.hold(copy, index)
+        return copy
+
+    def _drawn(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype is torch.bool:
+            return torch.ones(tensor.shape, dtype=torch.bool, device="cpu")
+        generator = torch.Generator("cpu").manual_seed(SEED)
+        return torch.randint(
+            0, self._vocabulary, tensor.shape, generator=generator, dtype=tensor.dtype, device="cpu"
+        )
+
+    def _output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            with _followed(self._model, self._tape, self._calls), self._tape:
+                return _unwrapped(self._model)(*args, **kwargs)
+        except FaninError:
+            raise
+        except Exception as error:
+            if self._whole and isinstance(error, RuntimeError) and "grad" in str(error):
+                raise _WantsAutogradError from error
+            raise ModelError(self._what_failed(error, args, kwargs)) from error
+
+    def _what_failed(self, error: Exception, *given: Any) -> str:
+        where, kind = _innermost(self._model, error)
+        place = f"in module {where!r} ({kind})" if where else f"in {kind} itself"
+        shapes = ", ".join(
+            f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in tensors(given)
+        )
+        op = f" The last op was {self._tape.op}." if self._tape.op else ""
+        return (
+            f"the model could not be captured: {place}: {type(error).__name__}: "
+            f"{str(error).rstrip(' .')}.{op} It was called with {shapes or 'no tensors'}."
+        )
+
+    def _graph(self, parameters: dict[str, Tensor], outputs: tuple[int, ...]) -> Graph:
+        index = self._ledger.index
+        found = {name: index[id(p)] for name, p in parameters.items() if id(p) in index}
+        sampled = (f"{op}: {n} sampled" for op, n in self._tape.sampled.items())
+        whole = () if self._whole else ("differentiates in its forward pass: ops in parts",)
+        return Graph(
+            tuple(self._ledger.values),
+            tuple(self._ledger.nodes),
+            tuple(self._calls),
+            tuple(self._inputs),
+            outputs,
+            found,
+            tuple(name for name in parameters if name not in found),
+            (*self._notes, *sampled, *whole),
+        )
+
+
+def _innermost(model: nn.Module, error: BaseException) -> tuple[str, str]:
+    """FQN and class of the module whose method the error came through last."""
+    names = {id(m): n for n, m in model.named_modules()}
+    where, kind, trace = "", type(model).__name__, error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if id(owner) in names:
+            where, kind = names[id(owner)], type(owner).__name__
+        trace = trace.tb_next
+    return where, kind
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """Integers below it index every embedding of the model."""
+    sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    return max(1, min(sizes, default=2))
+
+
+# surroundings -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _surroundings(model: nn.Module, *, whole: bool) -> Iterator[Callable[..., None]]:
+    """Everything put back afterwards; no fused fast paths, no compiler, fixed seeds."""
+    fused, collects = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()
+    with ExitStack() as stack:
+        if collects:
+            gc.disable()
+            stack.callback(gc.enable)
+        watch = stack.enter_context(preserved(model, silent_writes=False))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.set_grad_enabled(not whole))
+        if whole:
+            stack.enter_context(torch._C._AutoDispatchBelowAutograd())  # noqa: SLF001
+            stack.enter_context(torch._C._ExcludeDispatchKeyGuard(_ABOVE))  # noqa: SLF001
+        _run_eagerly(stack)
+        stack.enter_context(warnings.catch_warnings())  # the model's are for its real runs
+        warnings.simplefilter("ignore")
+        torch.backends.mha.set_fastpath_enabled(value=False)
+        torch.default_generator.manual_seed(SEED)
+        random.seed(SEED)
+        np.random.seed(SEED)  # noqa: NPY002 - models draw from it
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
+        yield watch
+
+
+def _run_eagerly(stack: ExitStack) -> None:
+    """Let compiled functions run their Python, without importing the compiler for its own sake."""
+    if "torch._dynamo" in sys.modules:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        return
+    compile_ = torch.compile
+
+    def compiling(*args: Any, **kwargs: Any) -> Any:
+        if torch.compile is compiling:
+            torch.compile = compile_
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        return compile_(*args, **kwargs)
+
+    stack.callback(setattr, torch, "compile", compile_)
+    torch.compile = compiling  # type: ignore[assignment]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of torch.compile's and data parallelism's wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and is_wrapped(model):
+            inner = getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+# Statistics that a norm starts with.
+_STATISTICS = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
+
+
+def _moved(model: nn.Module) -> list[Tensor]:
+    """Put stand-ins and copies on the CPU in the place of what is elsewhere."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):  # its tensors belong to C++
+            continue
+        for name, tensor in module._parameters.items():  # noqa: SLF001
+            if tensor is not None and tensor.device.type != "cpu":
+                if id(tensor) not in made:
+                    made[id(tensor)] = _parameter(tensor)
+                module._parameters[name] = made[id(tensor)]  # type: ignore[assignment] # noqa: SLF001
+        for name, tensor in module._buffers.items():  # noqa: SLF001
+            if tensor is not None and tensor.device.type != "cpu":
+                if id(tensor) not in made:
+                    made[id(tensor)] = _buffer(module, name, tensor)
+                module._buffers[name] = made[id(tensor)]  # noqa: SLF001
+    return list(made.values())
+
+
+def _parameter(tensor: Tensor) -> Tensor:
+    made = strided(tensor.shape, tensor.stride(), 0, tensor.dtype, None)
+    made._is_param = True  # type: ignore[attr-defined] # noqa: SLF001 - what isinstance looks at
+    return made.requires_grad_(tensor.requires_grad)
+
+
+def _buffer(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_meta:
+        return tensor.cpu()
+    if isinstance(module, nn.modules.batchnorm._NormBase) and name in _STATISTICS:  # noqa: SLF001
+        return torch.full(tensor.shape, _STATISTICS[name], dtype=tensor.dtype, device="cpu")
+    return strided(tensor.shape, tensor.stride(), 0, tensor.dtype, None)
+
+
+# modules ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _followed(model: nn.Module, tape: Tape, calls: list[Call]) -> Iterator[None]:
+    """Note which module runs, and what each call returns."""
+    wrapped = is_wrapped(model)
+    # Of a wrapper and what it wraps, which have one name, the inner counts.
+    inner = {module_name(n, wrapped_root=wrapped): m for n, m in model.named_modules()}
+    modules = {id(m): name for name, m in inner.items()}
+    leaves = {
+        id(m)
+        for m in inner.values()
+        if all(name == "parametrizations" for name, _ in m.named_children())
+    }
+    stack: list[tuple[nn.Module, str, int]] = []
+    ledger = tape.ledger
+
+    def entered(module: nn.Module, _: Any) -> None:
+        name = modules.get(id(module))
+        if name is not None:
+            stack.append((module, ledger.module, len(ledger.nodes)))
+            ledger.module = name
+
+    def left(module: nn.Module, _: Any, output: Any) -> None:
+        if not any(running is module for running, _, _ in stack):
+            return
+        while stack[-1][0] is not module:
+            stack.pop()
+        _, ledger.module, start = stack.pop()
+        plain = (output,) if isinstance(output, Tensor) else tensors(output)
+        first = next(filter(Tensor.is_floating_point, plain), None)
+        calls.append(
+            Call(
+                modules[id(module)],
+                type(module).__name__,
+                start,
+                len(ledger.nodes),
+                None if first is None else ledger.read(first),
+                id(module) in leaves,
+            )
+        )
+
+    handles = [
+        register_module_forward_pre_hook(entered),
+        register_module_forward_hook(left, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

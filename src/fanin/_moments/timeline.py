@@ -1,0 +1,285 @@
+"""Moments of sequences, time by time: E[y_t y_s] for the same or another sample and unit.
+
+A recurrent layer reuses its weights, so what it computes at two times is correlated through them even
+where inputs are not. Everything here is an array over (t, s, same or other sample, same or other unit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from . import strata
+from .domain import Abstract, limited, merge_dim, tidy, uniform
+from .strata import Array, Atom, Dim, Dims, Index
+
+Function = Callable[[Array], Array]
+
+LONGEST = 48  # steps that are followed; later ones repeat the last
+TERMS = 15
+_Z = np.linspace(-7.5, 7.5, 181)
+_W = np.exp(-_Z * _Z / 2)
+_W /= _W.sum()
+
+
+def _hermite() -> Array:
+    rows = [np.ones_like(_Z), _Z]
+    for k in range(1, TERMS - 1):
+        rows.append((_Z * rows[k] - k**0.5 * rows[k - 1]) / (k + 1) ** 0.5)
+    return np.stack(rows, axis=1) * _W[:, None]
+
+
+_WEIGHTED = _hermite()
+
+
+class Response:
+    """E f(a_t) f(a_s) of a Gaussian sequence, filled step by step (Mehler's series)."""
+
+    def __init__(self, f: Function, steps: int) -> None:
+        self.f = f
+        self.c = np.zeros((steps, TERMS))
+        self.rest = np.zeros(steps)
+
+    def see(self, t: int, mean: float, variance: float) -> None:
+        """The distribution at time t."""
+        values = self.f(mean + max(variance, 0.0) ** 0.5 * _Z)
+        self.c[t] = values @ _WEIGHTED
+        self.rest[t] = max(float((values * values) @ _W) - float(self.c[t] @ self.c[t]), 0.0)
+
+    def see_all(self, mean: Array, variance: Array) -> Response:
+        """The distributions at all times."""
+        values = self.f(mean[:, None] + np.sqrt(np.maximum(variance, 0.0))[:, None] * _Z)
+        self.c = values @ _WEIGHTED
+        self.rest = np.maximum((values * values) @ _W - (self.c * self.c).sum(axis=1), 0.0)
+        return self
+
+    @property
+    def mean(self) -> Array:
+        """E f(a_t)."""
+        return self.c[:, 0]
+
+    def row(self, t: int, r: Array) -> Array:
+        """E f(a_t) f(a_s) for s = 0..t, r the correlations (s, sample, unit)."""
+        out = _series(self.c[: t + 1] * self.c[t], r)
+        out[t, 0, 0] += self.rest[t]
+        return out
+
+    def table(self, r: Array) -> Array:
+        """E f(a_t) f(a_s) for all pairs of times."""
+        out = _series(self.c[:, None] * self.c[None], r)
+        steps = np.arange(len(self.c))
+        out[steps, steps, 0, 0] += self.rest
+        return out
+
+
+def _series(c: Array, r: Array) -> Array:
+    """Sum of c_k r^k by Horner's rule; c has its terms last, r two more axes."""
+    out = np.broadcast_to(c[..., -1, None, None], r.shape).copy()
+    for k in range(TERMS - 2, -1, -1):
+        out *= r
+        out += c[..., k, None, None]
+    return out
+
+
+def correlations(q: Array, mean: Array, t: int | None = None) -> Array:
+    """(q_ts - m_t m_s) / (std_t std_s); of one t only, with s = 0..t."""
+    steps = np.arange(len(mean))
+    std = np.sqrt(np.maximum(q[steps, steps, 0, 0] - mean * mean, 0.0))
+    if t is None:
+        outer, scale = np.multiply.outer(mean, mean), np.multiply.outer(std, std)
+    else:
+        q, outer, scale = q[t, : t + 1], mean[t] * mean[: t + 1], std[t] * std[: t + 1]
+    scale = scale[..., None, None]
+    gap = q - outer[..., None, None]
+    return np.clip(np.divide(gap, scale, out=np.zeros_like(gap), where=scale > 1e-150), -1.0, 1.0)
+
+
+def mirrored(q: Array, t: int, row: Array) -> None:
+    """Write E y_t y_s for s = 0..t, and its mirror image."""
+    q[t, : t + 1] = row
+    q[: t + 1, t] = row
+
+
+# to and from tensors ------------------------------------------------------------------------------
+
+
+def unrolled(x: Abstract, steps: int) -> tuple[Array, Array]:
+    """(E x_t x_s, E x_t) of a tensor (time, batch, units) over the first ``steps`` times."""
+    for d in range(3):
+        x = merge_dim(x, d)
+    longer = steps < strata.size(x.dims[0])
+    x = uniform(x, range(3) if longer else (1, 2))
+    table = x.q
+    for axis, dim in enumerate(x.dims):
+        if not dim:
+            table = np.repeat(np.expand_dims(table, axis), 2, axis)
+    atom: Atom = x.dims[0][0] if x.dims[0] else (1,)
+    owner = np.repeat(np.arange(len(atom)), atom)[:steps]
+    times = strata.classes(owner[:, None], owner[None], np.eye(steps, dtype=bool), len(atom))
+    return table[times], x.mean.reshape(-1)[owner]
+
+
+def tensor(q: Array, mean: Array, times: Dim, batch: int, units: int) -> Abstract:
+    """A tensor (time, batch, units) of a table whose first axis has the classes of ``times``."""
+    dims: Dims = (times, strata.whole(batch), strata.whole(units))
+    mean = mean.reshape(-1, 1, 1)
+    for axis in (2, 1):
+        if not dims[axis]:
+            q, mean = q.take([0], axis).squeeze(axis), mean.squeeze(axis)
+    if not times:
+        q, mean = q.take([0], 0).squeeze(0), mean.squeeze(0)
+    return Abstract(dims, mean, q)
+
+
+def frame(q: Array, mean: float, batch: int, units: int) -> Abstract:
+    """One time of a sequence, (1, batch, units)."""
+    return tensor(q[None], np.array([mean]), (), batch, units)
+
+
+def bins(length: int) -> Atom:
+    """Times that are told apart: the first, the second, the next two, four, and the rest."""
+    cuts = [c for c in (1, 2, 4, 8) if c < length]
+    return tuple(np.diff([0, *cuts, length]).tolist())
+
+
+def stand_ins(t: Index, s: Index, steps: int) -> tuple[Index, Index]:
+    """The pair of steps that stands for each pair of times.
+
+    Times beyond the last step repeat it, and what came up to half of all steps before it; farther
+    apart they count as that far.
+    """
+    late, early = np.maximum(t, s), np.minimum(t, s)
+    beyond = np.maximum(late - (steps - 1), 0)
+    moved = np.maximum(early - beyond, np.minimum(early, steps // 2))
+    late = late - beyond
+    early = np.minimum(np.where(beyond > 0, moved, early), late)
+    return np.where(t >= s, late, early), np.where(t >= s, early, late)
+
+
+def sampled(start: int, n: int, most: int = 64) -> Index:
+    """Positions evenly within a range."""
+    count = min(n, most)
+    return start + ((np.arange(count) + 0.5) * n / count).astype(np.intp)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Sequences of one length."""
+
+    length: int
+    batch: int
+
+    @property
+    def steps(self) -> int:
+        """How many are followed."""
+        return min(self.length, LONGEST)
+
+    def read(self, x: Abstract) -> tuple[Array, Array]:
+        """(E x_t x_s, E x_t) of a tensor (time, batch, units)."""
+        return unrolled(x, self.steps)
+
+    def write(self, q: Array, mean: Array, units: int, *, backwards: bool) -> Abstract:
+        """A tensor (time, batch, units) of moments over pairs of steps, its times in `bins`."""
+        atom = bins(self.length)
+        starts = np.cumsum([0, *atom[:-1]]).tolist()
+        spans = [sampled(i, n) for i, n in zip(starts, atom, strict=True)]
+        own = [stand_ins(a, a, self.steps)[0] for a in spans]
+        table = [q[t, t].mean(axis=0) for t in own]
+        for a, b in product(spans, repeat=2):
+            t, s = stand_ins(*np.meshgrid(a, b, indexing="ij"), self.steps)
+            apart = np.not_equal.outer(a, b)
+            table.append(q[t, s][apart].mean(axis=0) if apart.any() else np.zeros((2, 2)))
+        means, tables = np.array([mean[t].mean() for t in own]), np.stack(table)
+        if backwards:
+            atom, means, tables = _reversed(atom, means, tables)
+        out = tensor(tables, means, (atom,) if self.length > 1 else (), self.batch, units)
+        return limited(tidy(out, 1e-3, [0])) if self.length > 1 else out
+
+    def last(self, q: Array, mean: Array, units: int) -> Abstract:
+        """The last step's tensor, (1, batch, units)."""
+        return frame(q[-1, -1], float(mean[-1]), self.batch, units)
+
+    def counts(self) -> Array:
+        """How many pairs of (time, sample) each pair of steps stands for, (t, s, same sample or not)."""
+        n, steps = self.length, self.steps
+        times = np.ones((steps, steps))
+        if n > steps:
+            at = sampled(0, n, 512)
+            t, s = stand_ins(*np.meshgrid(at, at, indexing="ij"), steps)
+            apart = 1.0 - np.eye(len(at))
+            weight = apart * (n * (n - 1) / apart.sum()) + np.eye(len(at)) * (n / len(at))
+            times = np.zeros((steps, steps))
+            np.add.at(times, (t, s), weight)
+        return times[..., None] * np.array([self.batch, self.batch * (self.batch - 1.0)])
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Packed sequences: how many are still running at each time."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """How many are followed."""
+        return min(len(self.sizes), LONGEST)
+
+    def read(self, x: Abstract) -> tuple[Array, Array]:
+        """(E x_t x_s, E x_t) of a tensor (places, units): different places are all alike."""
+        x = uniform(merge_dim(merge_dim(x, 0), 1))
+        q = x.q
+        for axis, dim in enumerate(x.dims):
+            if not dim:
+                q = np.repeat(np.expand_dims(q, axis), 2, axis)
+        table = np.broadcast_to(q[1], (self.steps, self.steps, 2, 2)).copy()
+        at = np.arange(self.steps)
+        table[at, at, 0] = q[0]
+        return table, np.full(self.steps, x.average_mean)
+
+    def write(self, q: Array, mean: Array, units: int, *, backwards: bool) -> Abstract:
+        """A tensor (places, units)."""
+        del backwards
+        counts, total = self.counts(), float(sum(self.sizes))
+        steps = np.arange(self.steps)
+        own = counts[steps, steps, 0]
+        alike = (own[:, None] * q[steps, steps, 0]).sum(axis=0) / own.sum()
+        every = np.einsum("tsb,tsbu->u", counts, q)
+        apart = (every - total * alike) / max(total * (total - 1.0), 1.0)
+        center = float((own * mean).sum() / own.sum())
+        place = strata.whole(int(total))
+        out = tensor(np.stack([alike, apart])[:, None], np.array([center]), place, 1, units)
+        return out.with_(dims=(out.dims[0], out.dims[2]))
+
+    def last(self, q: Array, mean: Array, units: int) -> Abstract:
+        """Each sequence's own last step, (1, batch, units)."""
+        ends = np.array([sum(n > i for n in self.sizes) for i in range(self.sizes[0])]) - 1
+        ends = np.minimum(ends, self.steps - 1)
+        pairs = q[ends[:, None], ends[None]]
+        own = np.eye(len(ends), dtype=bool)
+        apart = pairs[~own][:, 1].mean(axis=0) if len(ends) > 1 else pairs[0, 0, 1]
+        table = np.stack([pairs[own][:, 0].mean(axis=0), apart])
+        return frame(table, float(mean[ends].mean()), len(ends), units)
+
+    def counts(self) -> Array:
+        """As `Grid.counts`: at two times as many sequences are the same as still run at the later."""
+        sizes = np.array(self.sizes, float)
+        t, s = np.meshgrid(np.arange(sizes.size), np.arange(sizes.size), indexing="ij")
+        same = np.minimum(sizes[t], sizes[s])
+        both = np.stack([same, sizes[t] * sizes[s] - same], -1)
+        if sizes.size == self.steps:
+            return both
+        t, s = stand_ins(t, s, self.steps)
+        out = np.zeros((self.steps, self.steps, 2))
+        np.add.at(out, (t, s), both)
+        return out
+
+
+def _reversed(atom: Atom, mean: Array, table: Array) -> tuple[Atom, Array, Array]:
+    """Times from end to start."""
+    s = len(atom)
+    turned = np.arange(s)[::-1]
+    rows = np.concatenate([turned, s + (turned[:, None] * s + turned[None]).ravel()])
+    return atom[::-1], mean[turned], table[rows]

@@ -1,0 +1,244 @@
+"""Scales that meet an objective: one forward propagation in which every weight is scaled as it comes.
+
+The plan's distributions keep their shape; each product with weights is scaled so that its output
+has the wanted second moment given what the propagation says of its input. Residual branches are
+scaled at their sum, queries and keys at their logits. Weights used several times take what their
+first use asks, or the geometric mean where they meet again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from ._graph import Node, Ref
+from ._moments.domain import Abstract, scaled
+from ._plan import InitPlan
+from ._signal import Kernel, Signals, Step, leaf
+from ._structure import Branch, Structure, Use
+
+Objective = Literal["forward", "backward", "edge_of_chaos", "isometry"]
+
+SUM_OF_BRANCHES = 0.7  # of the stream's first second moment: together with it 1.7, within [0.5, 2]
+HEAD = 0.3  # rms of logits: a cross-entropy of chance + 0.045
+LEAST = 0.32  # rms of a branch that a norm reads anyway: 1/sqrt(depth) is not let below it
+LOGITS = (0.25, 2.0)  # variance of attention logits that is left as it is
+CALM = 1e-3  # relative change that is not worth a line in the plan
+
+
+@dataclass(eq=False)
+class Solution:
+    """What to multiply each weight by.
+
+    Args:
+        factors: FQN -> factor.
+        reasons: FQN -> why, for the plan.
+    """
+
+    factors: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def apply(self, plan: InitPlan) -> InitPlan:
+        """The plan with its rows scaled."""
+        for name, factor in self.factors.items():
+            if abs(factor - 1.0) > CALM:
+                plan = plan.scaled(name, factor, self.reasons[name])
+        return plan
+
+
+class _Solver(Step):
+    """A forward propagation that scales weights on its way."""
+
+    def __init__(
+        self,
+        signals: Signals,
+        structure: Structure,
+        kernel: Kernel | None,
+        fixed: Collection[str],
+        targets: Mapping[str, float],
+    ) -> None:
+        super().__init__(signals, kernel)
+        self.structure, self.fixed, self.targets = structure, fixed, targets
+        self.solution = Solution()
+        self.branches = {b.node: b for b in structure.branches}
+        self.lengths: dict[int, int] = {}
+        for b in structure.branches:
+            self.lengths[b.stream] = self.lengths.get(b.stream, 0) + 1
+        self.tails = {u.node for b in structure.branches for u in b.tails}
+        self.heads = {u.node for u in structure.heads} - self.tails
+        self.logits = {node: (q, k) for q, k, node in structure.logits}
+        self.starts: dict[int, float] = {}
+
+    def run(self, node: Node) -> None:
+        """Propagate, then scale what this node settles."""
+        position = self.structure.maker.get(node.outputs[0]) if node.outputs else None
+        branch = self.branches.get(position) if position is not None else None
+        if branch is not None:
+            self._settle_branch(branch)
+        if position in self.logits:
+            self._settle_logits(node, *self.logits[position])
+        super().run(node)
+        use = self.structure.use_at.get(position) if position is not None else None
+        if use is not None:
+            self._settle(use)
+
+    # products --------------------------------------------------------------------------------
+
+    def _settle(self, use: Use) -> None:
+        """Give a product's output its target, or the factor that its weights have already."""
+        names = self._names(use)
+        values, out = self.signals.values, self.signals.values[use.output]
+        known = [self.solution.factors[n] for n in names if n in self.solution.factors]
+        if known:
+            values[use.output] = _rescaled(out, known[0])
+            return
+        if not names or not out.second_moment > 0 or not math.isfinite(out.second_moment):
+            return
+        if use.node in self.heads and self.targets and HEAD <= math.sqrt(out.second_moment) <= 1.0:
+            return  # a plain stack: nothing but the head passes its gradient on
+        wanted, why = self._target_of(use, names)
+        shift = self._bias(use)
+        own = out.second_moment - shift
+        if not own > 0 or wanted <= shift:
+            return
+        factor = math.sqrt((wanted - shift) / own)
+        rms = math.sqrt(out.second_moment)
+        self._scale(names, factor, why.format(rms, math.sqrt(wanted)))
+        values[use.output] = _rescaled(out, math.sqrt(wanted) / rms)
+
+    def _target_of(self, use: Use, names: list[str]) -> tuple[float, str]:
+        """Second moment, and the reason with places for the rms before and after."""
+        if use.node in self.heads:
+            return (
+                HEAD * HEAD,
+                "head: output rms {:.3g} -> {:.3g}, so that the loss starts at chance",
+            )
+        given = next((self.targets[n] for n in names if n in self.targets), 1.0)
+        return given, "predicted output rms {:.3g} -> {:.3g}"
+
+    def _bias(self, use: Use) -> float:
+        """Second moment of what is added to the product."""
+        node = self.signals.graph.nodes[use.node]
+        given = node.args.get("bias", node.args.get("x") if node.op == "addmm" else None)
+        return self.signals.values[given.index].second_moment if isinstance(given, Ref) else 0.0
+
+    def _names(self, use: Use) -> list[str]:
+        """Names of a product's weights that may be scaled."""
+        names = [self.signals.graph.values[p].name for p in use.weights]
+        return [n for n in names if n not in self.fixed]
+
+    def _scale(self, names: list[str], factor: float, why: str) -> None:
+        for name in names:
+            self.solution.factors[name] = self.solution.factors.get(name, 1.0) * factor
+            self.solution.reasons[name] = why
+
+    # residual sums ---------------------------------------------------------------------------
+
+    def _settle_branch(self, branch: Branch) -> None:
+        """The branch's share of its stream: 0.7/L of the stream's start, L branches."""
+        values = self.signals.values
+        skip, own = values[branch.skip], values[branch.branch]
+        start = self.starts.setdefault(branch.stream, skip.second_moment)
+        names = [n for use in branch.tails for n in self._names(use)]
+        if not names or branch.normalised == "within" or not own.second_moment > 0 or not start > 0:
+            return
+        length = self.lengths[branch.stream]
+        wanted = start * SUM_OF_BRANCHES / length
+        if branch.normalised:
+            wanted = max(wanted, LEAST * LEAST * min(start, 1.0))
+        factor = math.sqrt(wanted / own.second_moment)
+        why = (
+            f"one of {length} residual branches: rms {math.sqrt(own.second_moment):.3g} -> "
+            f"{math.sqrt(wanted):.3g} beside a stream of {math.sqrt(start):.3g}"
+        )
+        shared = [n for n in names if self._used(n) > 1]
+        if shared and len(set(names)) == len(shared) and branch.branch in self.signals.values:
+            factor = math.sqrt(factor) if any(n in self._seen_twice for n in shared) else factor
+        self._scale(sorted(set(names)), factor, why)
+        values[branch.branch] = _rescaled(own, factor)
+
+    @property
+    def _seen_twice(self) -> set[str]:
+        return {
+            n
+            for n in self.solution.reasons
+            if self._used(n) > 1 and "residual" in self.solution.reasons[n]
+        }
+
+    def _used(self, name: str) -> int:
+        index = self.signals.graph.parameters.get(name)
+        return sum(index in use.weights for use in self.structure.uses)
+
+    # attention -------------------------------------------------------------------------------
+
+    def _settle_logits(self, node: Node, queries: tuple[Use, ...], keys: tuple[Use, ...]) -> None:
+        """Bring the variance of the logits into range, half of it on either side."""
+        names = sorted({n for use in (*queries, *keys) for n in self._names(use)})
+        variance = _logit_variance(node, self.signals.values)
+        if not names or not variance > 0 or LOGITS[0] <= variance <= LOGITS[1]:
+            return
+        if any(self._used(n) > 1 for n in names) or set(self._of(queries)) & set(self._of(keys)):
+            return
+        factor = variance ** (-1 / 4)
+        self._scale(names, factor, f"attention logits: variance {variance:.3g} -> 1")
+        for use in (*queries, *keys):
+            self.signals.values[use.output] = _rescaled(self.signals.values[use.output], factor)
+        for name in ("query", "key", "x", "other", "mat2"):
+            ref = node.args.get(name)
+            if ref is not None and hasattr(ref, "index"):
+                self.signals.values[ref.index] = _rescaled(self.signals.values[ref.index], factor)
+
+    def _of(self, uses: tuple[Use, ...]) -> list[str]:
+        return [n for use in uses for n in self._names(use)]
+
+
+def _logit_variance(node: Node, values: Mapping[int, Abstract]) -> float:
+    """Of q.k/sqrt(d), by the second moments of queries and keys."""
+    pair = [node.args.get(n) for n in ("query", "key")]
+    if node.op != "scaled_dot_product_attention":
+        pair = [r for r in node.args.values() if hasattr(r, "index")][:2]
+    q, k = (values[ref.index] for ref in pair if ref is not None)
+    d = q.shape[-1]
+    scale = node.args.get("scale") or (1 / math.sqrt(d) if "query" in node.args else 1.0)
+    return d * q.second_moment * k.second_moment * float(scale) ** 2
+
+
+def _rescaled(x: Abstract, factor: float) -> Abstract:
+    return scaled(x, factor).with_(chain=None)
+
+
+def solve(
+    plan: InitPlan,
+    structure: Structure,
+    weights: Mapping[str, Abstract],
+    *,
+    kernel: Kernel | None = None,
+    fixed: Collection[str] = (),
+    targets: Mapping[str, float] | None = None,
+) -> Solution:
+    """Factors that bring every product's output to its target, branches and heads to theirs.
+
+    Args:
+        plan: whose rows are to be scaled.
+        structure: of the model's graph.
+        weights: moments of what the plan draws, and of buffers.
+        kernel: runs ops that no rule covers.
+        fixed: FQNs that may not be scaled.
+        targets: FQN of a weight -> second moment of its product's output; 1 by default.
+    """
+    graph = structure.graph
+    signals = Signals(graph)
+    for index, value in enumerate(graph.values):
+        if value.kind != "computed":
+            signals.values[index] = leaf(value, weights)
+    constant = {row.name for row in plan if row.std == 0}
+    solver = _Solver(signals, structure, kernel, {*fixed, *constant}, targets or {})
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            solver.run(node)
+    return solver.solution

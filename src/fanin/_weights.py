@@ -1,0 +1,118 @@
+"""Moments of a model's parameters and buffers: of their numbers, or of what a plan would draw."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ._moments.domain import Abstract, concatenated, constant, cut, full, measured
+from ._plan import InitPlan, Row
+from .distributions import Constant, Distribution, Kept
+
+READ = 1 << 16  # elements that pair moments are taken from; second moments come from all
+CHANCE = 4.0  # standard errors: less is taken for sampling error of independent elements
+
+
+def of_plan(plan: InitPlan) -> dict[str, Abstract]:
+    """FQN, aliases included -> moments of what the plan draws; none for what it keeps."""
+    found: dict[str, Abstract] = {}
+    for row in plan:
+        if isinstance(row.distribution, Kept):
+            continue
+        moments = _of_row(row)
+        found |= dict.fromkeys((row.name, *row.aliases), moments)
+    return found
+
+
+def _of_row(row: Row) -> Abstract:
+    x = _drawn_from(row.distribution, row.shape)
+    for part in row.packed:
+        n = row.shape[part.dim]
+        own = _drawn_from(part.distribution, part.shape_in(row.shape))
+        pieces = [cut(x, part.dim, 0, part.start), own, cut(x, part.dim, part.stop, n)]
+        kept = [p for p, size in zip(pieces, (part.start, 1, n - part.stop), strict=True) if size]
+        x = concatenated(kept, part.dim)
+    return x.plain()
+
+
+def _drawn_from(law: Distribution, shape: tuple[int, ...]) -> Abstract:
+    if isinstance(law, Constant):
+        return constant(shape, law.value)
+    std, mean = law.std_for(shape), law.mean_for(shape)
+    return full(shape, std * std + mean * mean, mean)
+
+
+def of_model(model: nn.Module, but: Collection[str] = ()) -> dict[str, Abstract]:
+    """FQN -> moments of the numbers that parameters and buffers hold now; none for meta tensors.
+
+    Args:
+        model: any nn.Module.
+        but: FQNs that are not wanted.
+    """
+    found: dict[str, Abstract] = {}
+    seen: dict[int, Abstract] = {}
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    with torch.no_grad():
+        for name, tensor in named:
+            if name in but or tensor.is_meta or nn.parameter.is_lazy(tensor):
+                continue
+            if id(tensor) not in seen:
+                seen[id(tensor)] = of_tensor(tensor)
+            found[name] = seen[id(tensor)]
+    return found
+
+
+def of_tensor(tensor: Tensor) -> Abstract:
+    """Moments of one tensor's numbers; those of pairs that chance explains are those of independence."""
+    x = tensor.detach()
+    if x.numel() == 0 or not (x.is_floating_point() or x.is_complex()) or x.numel() <= 64:
+        return measured(_array(x))
+    few = _array(_sparse(x))
+    found = measured(few).with_(known=None)
+    square = float(torch.linalg.vector_norm(x.float() if x.dtype.itemsize < 4 else x)) ** 2
+    second = square / x.numel()
+    return _without_chance(found, second, few.size, tuple(x.shape))
+
+
+def _array(x: Tensor) -> npt.NDArray:
+    if x.dtype in {torch.bfloat16, torch.float16}:
+        x = x.float()
+    return x.cpu().numpy()
+
+
+def _sparse(x: Tensor) -> Tensor:
+    """Every k-th row, column, ... of a large tensor."""
+    while x.numel() > READ:
+        axis = max(range(x.ndim), key=lambda d: x.shape[d])
+        x = x.narrow(axis, 0, x.shape[axis] // 2 * 2)
+        x = x.unflatten(axis, (-1, 2)).select(axis + 1, 0)
+    return x
+
+
+def _without_chance(x: Abstract, second: float, count: int, shape: tuple[int, ...]) -> Abstract:
+    mean = x.average_mean
+    variance = max(second - mean * mean, 0.0)
+    if abs(mean) < CHANCE * (variance / count) ** 0.5:
+        mean, variance = 0.0, second
+    out = full(shape, second, mean)
+    k = out.q.ndim
+    sizes = [n for n in x.shape if n > 1]
+    q = out.q.copy()
+    for which in np.ndindex((2,) * k):
+        if not any(which):
+            continue
+        pairs = 1.0
+        for own, n in zip(which, sizes, strict=True):
+            pairs *= n * (n - 1) if own else n
+        excess = x.q[which] - mean * mean
+        # Symmetric pairs count once.
+        if abs(excess) > CHANCE * variance * (2.0 / pairs) ** 0.5:
+            q[which] = x.q[which]
+    return Abstract(out.dims, out.mean, q)
