@@ -15,6 +15,6 @@ from fanin._rng import backend
 def specified() -> Iterator[None]:
     """No kernel draws, and none is remembered."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "portable", True)
+        patch.setenv(backend.PORTABLE, "1")
         patch.setattr(_fill, "_known", {})
         yield

@@ -20,7 +20,7 @@ def replayed(
         tensors[index] = parameters[name].detach()
     with torch.no_grad():
         for node in graph.nodes:
-            results = [t for t in _flat(_run(node, graph, tensors))]
+            results = list(_flat(_run(node, graph, tensors)))
             assert len(results) == len(node.outputs), node
             for index, result in zip(node.outputs, results, strict=True):
                 value = graph.values[index]

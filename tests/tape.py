@@ -75,7 +75,7 @@ class Tape:
 
 
 def check(
-    pattern: Pattern, inputs: dict[str, Abstract], draws: int = 300, rtol: float = 0.01,
+    pattern: Pattern, inputs: dict[str, Abstract], draws: int = 120, rtol: float = 0.01,
     grad_rtol: float = 0.03, grad: Abstract | None = None, backward: bool = True,
 ) -> Abstract:  # fmt: skip
     """The rules' moments of a pattern's output, and of its gradients, against torch's."""

@@ -27,7 +27,7 @@ def nothing_loaded(monkeypatch):
     monkeypatch.setattr(backend, "_loaded", {})
     monkeypatch.setattr(backend, "_asked", {})
     monkeypatch.setattr(backend, "LOADING_PAYS", 0)
-    monkeypatch.setattr(backend, "portable", False)
+    monkeypatch.delenv(backend.PORTABLE, raising=False)
 
 
 def into(array, draw, threads=1):
@@ -209,7 +209,8 @@ def peak_of(work):
 @pytest.mark.parametrize("who", ["kernels", "the specification"])
 def test_extra_memory_is_below_a_mebibyte(view, who, monkeypatch):
     monkeypatch.setattr(backend, "LOADING_PAYS", 0)
-    monkeypatch.setattr(backend, "portable", who != "kernels")
+    monkeypatch.setenv(backend.PORTABLE, str(int(who != "kernels")))
+    monkeypatch.setattr("fanin._fill._known", {})
     shape, turn = VIEWS[view]
     laws = LAWS if view in ("contiguous", "transposed") else LAWS[-1:]
     for law in laws:
@@ -223,7 +224,7 @@ def test_extra_memory_is_below_a_mebibyte(view, who, monkeypatch):
 def test_shards_take_no_memory_either(real, monkeypatch):
     """Every other index, as a strided shard has it: many short runs, none of which waits in memory."""
     monkeypatch.setattr(backend, "LOADING_PAYS", 0)
-    monkeypatch.setattr(backend, "portable", False)
+    monkeypatch.delenv(backend.PORTABLE, raising=False)
     draw = rng.laws.truncated_normal(1.0, 3.0, 0.0, real)
     rows, columns = np.arange(0, 60, 3), np.arange(0, 4000, 2)
     out = np.empty((rows.size, columns.size), real)
@@ -247,7 +248,7 @@ def test_the_process_grows_by_less_than_a_mebibyte_a_thread(monkeypatch):
         return [1024 * int(lines[k].split()[0]) for k in ("VmRSS", "VmHWM")]
 
     monkeypatch.setattr(backend, "LOADING_PAYS", 0)
-    monkeypatch.setattr(backend, "portable", False)
+    monkeypatch.delenv(backend.PORTABLE, raising=False)
     layouts = {
         "contiguous": ((2048, 2048), lambda t: t),
         "transposed": ((2048, 2048), lambda t: t.T),

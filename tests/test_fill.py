@@ -573,7 +573,7 @@ def short_way(monkeypatch):
     """Kernels at once; what is called takes the short way, or fails."""
     pytest.importorskip("llvmlite")
     monkeypatch.setattr(backend, "LOADING_PAYS", 0)
-    monkeypatch.setattr(backend, "portable", False)
+    monkeypatch.delenv(backend.PORTABLE, raising=False)
     monkeypatch.setattr(_fill, "_known", {})
 
     def call(work, *arguments, **options):

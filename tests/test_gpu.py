@@ -18,6 +18,7 @@ from fanin import _fill, fill_
 from fanin import _rng as rng
 from fanin._rng import Stream, backend, coefficients, gpu
 from fanin.distributions import BoundedNormal, Normal, TruncatedNormal, Uniform
+from portable import specified
 
 LAWS = [
     Normal(0.02, 0.5),
@@ -48,8 +49,7 @@ with_triton = pytest.mark.skipif(
 
 def portable(law, shape, dtype):
     """What the specification says."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(backend.PORTABLE, "1")
+    with specified(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "reaches", lambda tensor: False)
         return fill_(torch.empty(shape, dtype=dtype), law, key="w", seed=3)
 

@@ -28,7 +28,7 @@ RANDOM = {
 def _kernels_at_once(monkeypatch):
     pytest.importorskip("llvmlite")
     monkeypatch.setattr(backend, "LOADING_PAYS", 0)
-    monkeypatch.setattr(backend, "portable", False)
+    monkeypatch.delenv(backend.PORTABLE, raising=False)
     monkeypatch.setattr(_fill, "_known", {})
 
 

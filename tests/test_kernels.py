@@ -69,7 +69,7 @@ KERNELS = [(draw, dtype) for (_, real), draw in DRAWS.items() for dtype, r in NA
 @pytest.fixture(autouse=True)
 def _kernels_at_once(monkeypatch):
     monkeypatch.setattr(backend, "LOADING_PAYS", 0)
-    monkeypatch.setattr(backend, "portable", False)
+    monkeypatch.delenv(backend.PORTABLE, raising=False)
 
 
 @pytest.fixture

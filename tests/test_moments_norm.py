@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,11 @@ import by_hand
 import tape
 from fanin._moments import registry
 from fanin._moments.domain import concatenated, full, measured, scaled
-from monte_carlo import Case, check_backward, check_forward
+from monte_carlo import Case as AnyCase
+from monte_carlo import check_backward, check_forward
 from tensors import correlated, stratified
+
+Case = partial(AnyCase, draws=100)
 
 X = correlated(4, 16, mean=0.5)
 TOKENS = correlated(2, 5, 24, mean=0.3)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import experiments as experiments
     from . import init as init
     from . import initializers as initializers
+    from . import moments as moments
     from . import schemes as schemes
     from ._api import initialize_ as initialize_
     from ._api import plan as plan
@@ -86,7 +87,7 @@ _HOME = {
     "register_module": "_layouts",
     "register_nonlinearity": "_nonlinearity",
 }
-_SUBMODULES = ("distributions", "experiments", "init", "initializers", "schemes")
+_SUBMODULES = ("distributions", "experiments", "init", "initializers", "moments", "schemes")
 
 __all__ = ["__version__", *_HOME, *_SUBMODULES]  # noqa: PLE0604 - strings all, by the table
 

@@ -8,15 +8,10 @@ its forward pass is run once more above autograd, and then its ops arrive in par
 
 from __future__ import annotations
 
-import gc
-import random
-import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -28,13 +23,8 @@ from ._graph import Call, Graph
 from ._inputs import Inputs, as_inputs
 from ._ledger import Leaf
 from ._names import canonical, is_wrapped, module_name
-from ._preserve import preserved
-from ._standin import strided
+from ._surroundings import SEED, moved, surroundings, unwrapped
 from ._tape import Tape
-
-SEED = 0xFA71
-
-_ABOVE = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)  # noqa: SLF001
 
 
 def capture(model: nn.Module, inputs: Any) -> Graph:
@@ -67,12 +57,6 @@ def capture(model: nn.Module, inputs: Any) -> Graph:
         {'0.weight': 1, '0.bias': 2}
     """
     given = as_inputs((inputs,) if isinstance(inputs, torch.Size) else inputs)
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ModelError(
-                f"{name} is lazy: its shape is known only after a first run. "
-                "Run the model once on example inputs, then capture it."
-            )
     try:
         return _Run(model, given, whole=True).graph
     except _WantsAutogradError:
@@ -101,35 +85,19 @@ class _Run:
     def __init__(self, model: nn.Module, inputs: Inputs, *, whole: bool) -> None:
         self._model, self._whole = model, whole
         self._notes: list[str] = []
-        with _surroundings(model, whole=whole) as watch:
-            swapped = _moved(model)
-            parameters, leaves = self._leaves()
+        self._inputs: list[int] = []
+        self._calls: list[Call] = []
+        with surroundings(model, whole=whole) as watch:
+            replaced = moved(model)
+            parameters, leaves = _leaves(model)
             self._tape = Tape(leaves, watch, whole=whole)
             self._ledger = self._tape.ledger
-            self._inputs: list[int] = []
-            self._vocabulary = _vocabulary(model)
-            self._calls: list[Call] = []
+            for before, now in replaced.values():
+                self._ledger.alias(before, now)
             args, kwargs = taken(model, inputs, self._take)
             output = self._output(args, kwargs)
             outputs = tuple(self._ledger.read(t) for t in tensors(output))
-            del swapped
         self.graph = self._graph(parameters, outputs)
-
-    def _leaves(self) -> tuple[dict[str, Tensor], list[Leaf]]:
-        """Parameters by every name, and all leaves; the first name of a tied one comes last."""
-        wrapped = is_wrapped(self._model)
-        parameters = {
-            canonical(name, wrapped_root=wrapped): p
-            for name, p in self._model.named_parameters(remove_duplicate=False)
-        }
-        buffers = [
-            Leaf(b, "buffer", canonical(name, wrapped_root=wrapped))
-            for name, b in self._model.named_buffers()
-        ]
-        return parameters, [
-            *buffers,
-            *(Leaf(p, "parameter", name) for name, p in reversed(parameters.items())),
-        ]
 
     def _take(self, tensor: Tensor, name: str) -> Tensor:
         """What stands for a tensor that the model is called with."""
@@ -152,13 +120,18 @@ class _Run:
             return torch.ones(tensor.shape, dtype=torch.bool, device="cpu")
         generator = torch.Generator("cpu").manual_seed(SEED)
         return torch.randint(
-            0, self._vocabulary, tensor.shape, generator=generator, dtype=tensor.dtype, device="cpu"
+            0,
+            _vocabulary(self._model),
+            tensor.shape,
+            generator=generator,
+            dtype=tensor.dtype,
+            device="cpu",
         )
 
     def _output(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             with _followed(self._model, self._tape, self._calls), self._tape:
-                return _unwrapped(self._model)(*args, **kwargs)
+                return unwrapped(self._model)(*args, **kwargs)
         except FaninError:
             raise
         except Exception as error:
@@ -195,6 +168,29 @@ class _Run:
         )
 
 
+def _leaves(model: nn.Module) -> tuple[dict[str, Tensor], list[Leaf]]:
+    """Parameters by every name, and all leaves; the first name of a tied one comes last."""
+    wrapped = is_wrapped(model)
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for held, found in ((module._parameters, parameters), (module._buffers, buffers)):  # noqa: SLF001
+            for name, tensor in held.items():
+                if tensor is not None:
+                    found[canonical(prefix + name, wrapped_root=wrapped)] = tensor
+    for name, tensor in (*parameters.items(), *buffers.items()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"{name} is lazy: its shape is known only after a first run. "
+                "Run the model once on example inputs, then capture it."
+            )
+    return parameters, [
+        *(Leaf(b, "buffer", name) for name, b in reversed(buffers.items())),
+        *(Leaf(p, "parameter", name) for name, p in reversed(parameters.items())),
+    ]
+
+
 def _innermost(model: nn.Module, error: BaseException) -> tuple[str, str]:
     """FQN and class of the module whose method the error came through last."""
     names = {id(m): n for n, m in model.named_modules()}
@@ -211,99 +207,6 @@ def _vocabulary(model: nn.Module) -> int:
     """Integers below it index every embedding of the model."""
     sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     return max(1, min(sizes, default=2))
-
-
-# surroundings -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _surroundings(model: nn.Module, *, whole: bool) -> Iterator[Callable[..., None]]:
-    """Everything put back afterwards; no fused fast paths, no compiler, fixed seeds."""
-    fused, collects = torch.backends.mha.get_fastpath_enabled(), gc.isenabled()
-    with ExitStack() as stack:
-        if collects:
-            gc.disable()
-            stack.callback(gc.enable)
-        watch = stack.enter_context(preserved(model, silent_writes=False))
-        stack.enter_context(torch.inference_mode(mode=False))
-        stack.enter_context(torch.set_grad_enabled(not whole))
-        if whole:
-            stack.enter_context(torch._C._AutoDispatchBelowAutograd())  # noqa: SLF001
-            stack.enter_context(torch._C._ExcludeDispatchKeyGuard(_ABOVE))  # noqa: SLF001
-        _run_eagerly(stack)
-        stack.enter_context(warnings.catch_warnings())  # the model's are for its real runs
-        warnings.simplefilter("ignore")
-        torch.backends.mha.set_fastpath_enabled(value=False)
-        torch.default_generator.manual_seed(SEED)
-        random.seed(SEED)
-        np.random.seed(SEED)  # noqa: NPY002 - models draw from it
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fused)
-        yield watch
-
-
-def _run_eagerly(stack: ExitStack) -> None:
-    """Let compiled functions run their Python, without importing the compiler for its own sake."""
-    if "torch._dynamo" in sys.modules:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        return
-    compile_ = torch.compile
-
-    def compiling(*args: Any, **kwargs: Any) -> Any:
-        if torch.compile is compiling:
-            torch.compile = compile_
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        return compile_(*args, **kwargs)
-
-    stack.callback(setattr, torch, "compile", compile_)
-    torch.compile = compiling  # type: ignore[assignment]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of torch.compile's and data parallelism's wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and is_wrapped(model):
-            inner = getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-# Statistics that a norm starts with.
-_STATISTICS = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
-
-
-def _moved(model: nn.Module) -> list[Tensor]:
-    """Put stand-ins and copies on the CPU in the place of what is elsewhere."""
-    made: dict[int, Tensor] = {}
-    for module in model.modules():
-        if isinstance(module, torch.jit.ScriptModule):  # its tensors belong to C++
-            continue
-        for name, tensor in module._parameters.items():  # noqa: SLF001
-            if tensor is not None and tensor.device.type != "cpu":
-                if id(tensor) not in made:
-                    made[id(tensor)] = _parameter(tensor)
-                module._parameters[name] = made[id(tensor)]  # type: ignore[assignment] # noqa: SLF001
-        for name, tensor in module._buffers.items():  # noqa: SLF001
-            if tensor is not None and tensor.device.type != "cpu":
-                if id(tensor) not in made:
-                    made[id(tensor)] = _buffer(module, name, tensor)
-                module._buffers[name] = made[id(tensor)]  # noqa: SLF001
-    return list(made.values())
-
-
-def _parameter(tensor: Tensor) -> Tensor:
-    made = strided(tensor.shape, tensor.stride(), 0, tensor.dtype, None)
-    made._is_param = True  # type: ignore[attr-defined] # noqa: SLF001 - what isinstance looks at
-    return made.requires_grad_(tensor.requires_grad)
-
-
-def _buffer(module: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_meta:
-        return tensor.cpu()
-    if isinstance(module, nn.modules.batchnorm._NormBase) and name in _STATISTICS:  # noqa: SLF001
-        return torch.full(tensor.shape, _STATISTICS[name], dtype=tensor.dtype, device="cpu")
-    return strided(tensor.shape, tensor.stride(), 0, tensor.dtype, None)
 
 
 # modules ------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class Draws:
         value = self._ledger.values[index]
         dtype = getattr(torch, value.dtype)
         if value.data is not None:
-            return torch.as_tensor(value.data.copy()).to(dtype)
+            return torch.as_tensor(value.data.copy(), device="cpu").to(dtype)
         maker = self._maker(index)
         if maker is not None and depth < DEPTH:
             found = self._replayed(*maker, depth)
@@ -120,16 +120,14 @@ class Draws:
                 result = aten.call(bound)
         except (RuntimeError, TypeError, NotImplementedError, KeyError):
             return None
-        outputs = [t for t in (result if isinstance(result, (list, tuple)) else (result,))]
+        outputs = list(result) if isinstance(result, (list, tuple)) else [result]
         return outputs[place] if place < len(outputs) else None
 
     def _fresh(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if dtype is torch.bool:
-            return torch.rand(shape, generator=self.generator) < 0.5
+        made = torch.empty(shape, dtype=dtype, device="cpu")
         if dtype.is_floating_point or dtype.is_complex:
-            kind = dtype if dtype.is_complex else torch.float32
-            return torch.randn(shape, generator=self.generator, dtype=kind).to(dtype)
-        return torch.randint(0, 2, shape, generator=self.generator, dtype=dtype)
+            return made.normal_(generator=self.generator)
+        return made.random_(0, 2, generator=self.generator)
 
 
 def _size(shape: tuple[int, ...]) -> int:

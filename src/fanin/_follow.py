@@ -18,8 +18,8 @@ from ._errors import InvalidValueError
 from ._graph import Node
 from ._layouts import specs_of
 from ._nonlinearity import as_nonlinearity
-from ._predict import VIEWS
-from ._structure import CONTRACTIONS, RECURRENT, TABLES, Structure
+from ._predict import TABLES, VIEWS
+from ._structure import CONTRACTIONS, RECURRENT, Structure
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ._aten import Aten, dtype_name
 from ._graph import Kind, Node, Ref, Value
 from ._standin import Look, Memory, Standin, fresh, strided
 
-KEEP = 1 << 23  # elements in memory of a constant up to which its numbers are kept
+KEEP = 1 << 24  # elements in memory of a constant up to which its numbers are kept
 
 PLAIN = frozenset((bool, int, float, complex, str, type(None)))
 _SEQUENCES = frozenset((list, tuple, torch.Size))
@@ -66,6 +66,13 @@ class Ledger:
                 self._unknown.add(storage_of(leaf.tensor))
                 self.first(leaf.tensor)
         self._unknown.discard(_NO_KEY)
+
+    def alias(self, tensor: Tensor, now: Tensor) -> None:
+        """Say that ``now`` stands for ``tensor``, wherever the model still has that."""
+        if type(now) is Standin:
+            self._standins[id(tensor)] = now
+            self._unknown.add(storage_of(tensor))
+            self._alive.append(tensor)
 
     # values ----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ._graph import Ref
@@ -85,7 +86,7 @@ def box(
     (0, 3)
     """
     axes = sorted((i for i, n in enumerate(shape) if n > 1), key=lambda i: -strides[i])
-    nested = all(strides[a] >= shape[b] * strides[b] for a, b in zip(axes, axes[1:], strict=False))
+    nested = all(strides[a] >= shape[b] * strides[b] for a, b in pairwise(axes))
     if not nested or 0 in sizes or any(strides[i] <= 0 for i in axes):
         return None
     first = {}

@@ -171,10 +171,10 @@ def balanced(shape: tuple[int, ...], dim: int, n: int, generator: torch.Generato
     count = 1
     for length in rows:
         count *= length
-    first = torch.randperm(count, generator=generator).mul_(k).remainder_(max(n, 1)).view(rows)
+    first = torch.randperm(count, generator=generator, device="cpu").mul_(k).remainder_(max(n, 1)).view(rows)
     along = [1] * len(shape)
     along[dim] = k
-    return (first + torch.arange(k).view(along)).remainder_(max(n, 1))
+    return (first + torch.arange(k, device="cpu").view(along)).remainder_(max(n, 1))
 
 
 def _choose(tape: Tape, aten: Aten, results: list[Standin], which: int, dim: int, n: int) -> Any:
@@ -185,7 +185,7 @@ def _choose(tape: Tape, aten: Aten, results: list[Standin], which: int, dim: int
         if shape:
             drawn = balanced(shape, dim, n, tape.draws.generator)
         else:
-            drawn = torch.randint(0, max(n, 1), (), generator=tape.draws.generator)
+            drawn = torch.zeros((), dtype=torch.int64, device="cpu")
         drawn = drawn.to(indices.dtype)
         tape.note(aten.name)
         tape.draws.know(indices.index, drawn)
@@ -271,7 +271,7 @@ def _spread(tape: Tape, aten: Aten, results: list[Standin], which: int, n: int) 
     indices = results[which]
     flat = tuple(indices.shape)
     if indices.numel() <= LARGE and flat:
-        rows = torch.randperm(indices.numel(), generator=tape.draws.generator)
+        rows = torch.randperm(indices.numel(), generator=tape.draws.generator, device="cpu")
         drawn = rows.remainder_(max(n, 1)).view(flat)
         tape.note(aten.name)
         tape.draws.know(indices.index, drawn)
@@ -314,7 +314,7 @@ def _pack(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
     """Sequences of known lengths, one after the other."""
     bound = aten.bind(args, kwargs)
     x = bound["x"]
-    bare = torch.zeros((*x.shape[:2], 1), dtype=torch.float32)
+    bare = torch.zeros((*x.shape[:2], 1), dtype=torch.float32, device="cpu")
     data, sizes = aten.call({**bound, "x": bare, "lengths": tape.draws.of(bound["lengths"])})
     specs = [((data.shape[0], *x.shape[2:]), x.dtype), (sizes.shape, sizes.dtype)]
     packed, counts = tape.written(aten, args, kwargs, specs)
@@ -327,7 +327,7 @@ def _unpack(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
     """The same sequences side by side again."""
     bound = aten.bind(args, kwargs)
     x = bound["data"]
-    bare = torch.zeros((x.shape[0], 1), dtype=torch.float32)
+    bare = torch.zeros((x.shape[0], 1), dtype=torch.float32, device="cpu")
     padded, lengths = aten.call({**bound, "data": bare})
     specs = [((*padded.shape[:2], *x.shape[1:]), x.dtype), (lengths.shape, lengths.dtype)]
     made, counts = tape.written(aten, args, kwargs, specs)

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ._graph import Graph, Node
-from ._predict import TABLES as TABLES
-from ._predict import VIEWS
+from ._predict import TABLES, VIEWS
 
 CONTRACTIONS = frozenset(
     ("linear", "addmm", "mm", "bmm", "matmul", "baddbmm", "einsum", "bilinear", "_grouped_mm", "mv", "addmv", "tensordot",
@@ -337,7 +336,9 @@ class Structure:
             maker = self.maker.get(i)
             if maker is None or maker in self.use_at:
                 continue
-            if (maker in self.norms and not past_norms) or self.graph.nodes[maker].op not in through:
+            if (maker in self.norms and not past_norms) or self.graph.nodes[
+                maker
+            ].op not in through:
                 continue
             for _, j in self.graph.nodes[maker].refs:
                 if j not in seen and j not in self.weights and self.graph.values[j].floating:

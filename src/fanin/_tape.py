@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._higher_order_ops.flex_attention import math_attention
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import _kernels, _layer_shapes  # noqa: F401 - registers its functions
@@ -83,7 +83,7 @@ class Tape(TorchDispatchMode):
     # dispatch --------------------------------------------------------------------------------
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if isinstance(func, HigherOrderOperator):
+        if type(func) is not OpOverload and isinstance(func, HigherOrderOperator):
             return self._expanded(func, args, kwargs or {})
         return self.run(ATEN(func), args, kwargs or {})
 
@@ -328,7 +328,8 @@ def _is_large(
 ) -> bool:
     """Whether computing an op on constants would cost too much."""
     if tensors:
-        return not aten.aliases and sum(t.numel() for t in tensors) > COMPUTE
+        dense = (t.numel() for t in tensors if t.layout is torch.strided)
+        return not aten.aliases and sum(dense) > COMPUTE
     size = aten.bind(args, kwargs).get("size")
     return isinstance(size, (list, tuple)) and math.prod(size) > COMPUTE
 

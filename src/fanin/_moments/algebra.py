@@ -155,7 +155,7 @@ def _factored(source: Abstract, base: Abstract, f: Function) -> Abstract:
 
 
 def gradient_scaled(grad: Abstract, factor: float) -> Abstract:
-    """Factor grad; what it is a function of is kept."""
+    """factor grad; what it is a function of is kept."""
     if factor == 1.0:
         return grad
     note = note_of(grad, Factored)

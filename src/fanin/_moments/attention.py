@@ -168,7 +168,7 @@ def _uneven(mask: Identity, rank: int, keys: int) -> Atom:
     return tuple(runs.tolist()) if len(runs) <= RUNS else (keys,)
 
 
-def attended(  # noqa: PLR0917 - what torch's attention takes
+def attended(
     query: Abstract,
     key: Abstract,
     value: Abstract,

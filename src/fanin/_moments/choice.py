@@ -308,7 +308,7 @@ def permutation(n: int) -> Abstract:
 
 @forward("normal")
 def normal(shapes: Sequence[Sequence[int]], mean: Operand = 0.0, std: Operand = 1.0) -> Abstract:
-    """Mean + std z with z ~ N(0, 1)."""
+    """mean + std z with z ~ N(0, 1)."""
     return plus(mean, times(full(_sizes(shapes), 1.0), std))
 
 

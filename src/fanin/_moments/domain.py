@@ -51,7 +51,7 @@ class Abstract:
 
     __slots__ = ("allowed", "chain", "dims", "known", "mean", "noise", "note", "q", "source")
 
-    def __init__(  # noqa: PLR0917 - a record
+    def __init__(
         self,
         dims: Dims,
         mean: Array,
@@ -674,7 +674,8 @@ def resized(x: Abstract, dim: int, n: int) -> Abstract:
     old, new = x.dims[dim], strata.whole(n)
     dims = (*x.dims[:dim], new, *x.dims[dim + 1 :])
     if old and not new:
-        return Abstract(dims, x.mean.take(0, axis), x.q.take(0, axis), noise=x.noise)
+        mean, q = np.asarray(x.mean.take(0, axis)), np.asarray(x.q.take(0, axis))
+        return Abstract(dims, mean, q, noise=x.noise)
     if new and not old:
         return fitted(x, dims)
     return Abstract(dims, x.mean, x.q, noise=x.noise)

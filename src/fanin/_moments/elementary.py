@@ -216,7 +216,7 @@ _LOGS = {"log": 1.0, "log2": math.log(2), "log10": math.log(10)}
 
 @forward("log", "log2", "log10", "log1p", "special_log1p")
 def logarithm(x: Abstract, op: str) -> Abstract:
-    """Ln x over ln of the base; ln(1 + x)."""
+    """ln x over ln of the base; ln(1 + x)."""
     if op not in _LOGS:
         return pointwise(x, lambda z: np.log1p(np.maximum(z, -0.999)))
     low, unit = floor_of(x), _LOGS[op]

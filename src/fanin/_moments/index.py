@@ -88,7 +88,7 @@ class Reading:
             return None
         flat = np.zeros((), np.int64)
         for (_, given), n in zip(self.places, self.lengths, strict=True):
-            known = places(given, n)
+            known = places(given)
             if known is None:
                 return None
             flat = flat * n + known % max(n, 1)

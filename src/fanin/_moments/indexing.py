@@ -55,7 +55,7 @@ def is_mask(x: Abstract) -> bool:
     return 0.0 <= m <= 1.0 and abs(x.second_moment - m) <= 1e-9
 
 
-def places(index: Abstract, n: int) -> Known | None:
+def places(index: Abstract) -> Known | None:
     """Known indices, negative ones counting back, where there are few enough to follow."""
     if index.known is None or index.known.size > MAX_FOLLOWED:
         return None
@@ -121,7 +121,7 @@ def _counted(known: Known, n: int) -> Abstract:
 def taken(x: Abstract, dim: int, index: Abstract, span: int = 1) -> Abstract:
     """Axes ``dim`` .. read as one, at these places; the index's axes replace them."""
     n = math.prod(x.shape[dim : dim + span])
-    known = places(index, n)
+    known = places(index)
     if known is not None:
         new = tuple(map(strata.whole, known.shape))
         linear = maps.picks_of(known, n)
@@ -174,7 +174,7 @@ def given_back(grad: Abstract, dim: int, index: Abstract, lengths: Sequence[int]
         lengths: of the axes that they were read from.
     """
     n, span = math.prod(lengths), len(index.dims)
-    known = places(index, n)
+    known = places(index)
     new = tuple(map(strata.whole, lengths))
     if known is not None:
         back = maps.picks_of(known, n).transposed

@@ -254,7 +254,9 @@ def crossing(linear: Linear, old: Dim, new: Dim) -> Array:
     one = picks(np.arange(n), n)
     flat = np.concatenate([linear.rows * n + linear.columns, np.arange(n) * (n + 1)])
     flat, inverse = np.unique(flat, return_inverse=True)
-    weights = np.bincount(inverse, np.concatenate([linear.weights, one.weights]), flat.size)
+    weights = np.bincount(inverse, np.concatenate([linear.weights, one.weights]), flat.size).astype(
+        float
+    )
     both = Linear(flat // n, flat % n, weights, n, n)
     tables = [transfer(m, old, new)[0] for m in (both, linear, one)]
     return np.asarray((tables[0] - tables[1] - tables[2]) / 2)

@@ -105,7 +105,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Pair:
 
 @parametric("elu")
 def elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Pair:
-    """Scale x above 0, scale alpha (exp(input_scale x) - 1) below."""
+    """scale x above 0, scale alpha (exp(input_scale x) - 1) below."""
 
     def f(z: Array) -> Array:
         return np.where(

@@ -132,7 +132,7 @@ def avg_pool(
     )
     out = x
     for dim, linear in axes:
-        out = mapped(out, dim, linear)
+        out = resampled(out, dim, linear)
     if divisor_override:
         return scaled(out, 1.0 / divisor_override).plain()
     return imaged(out, x, axes)
@@ -163,7 +163,7 @@ def avg_pool_back(
     )
     out = grad
     for dim, linear in axes:
-        out = mapped(out, dim, linear.transposed)
+        out = resampled(out, dim, linear.transposed)
     if divisor_override:
         return {"x": scaled(out, 1.0 / divisor_override).plain()}
     return {"x": imaged(out, grad, [(dim, linear.transposed) for dim, linear in axes])}

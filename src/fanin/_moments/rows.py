@@ -31,7 +31,7 @@ SHARED = 0.03  # of a row's level that may be its own mean's before that is foll
 
 
 def with_mean(x: Abstract, dims: Sequence[int], own: float, mean: float) -> Abstract:
-    """Own x + mean m, m the mean of x over the axes ``dims``: q = own^2 E x x' + ... + mean^2 E m m'."""
+    """own x + mean m, m the mean of x over the axes ``dims``: q = own^2 E x x' + ... + mean^2 E m m'."""
     right = left = both = x.q
     axes = x.axes(dims)
     average = x.mean

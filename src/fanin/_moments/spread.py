@@ -238,7 +238,7 @@ def norm_backward(
 
 @forward("cosine_similarity")
 def cosine_similarity(x1: Abstract, x2: Abstract, dim: int = 1, eps: float = 1e-8) -> Abstract:
-    """Sum x y / (|x| |y|)."""
+    """sum x y / (|x| |y|)."""
     x1, x2, dim = _ranked(x1, x2, dim)
     a, b = (standardised(x, [dim], eps * eps, centre=False).out for x in (x1, x2))
     return averaged(multiplied(a, b), [dim])

@@ -137,7 +137,8 @@ def _aligned(dim: Dim, sizes: tuple[int, ...]) -> Dim | None:
     out: list[Atom] = []
     position = 0
     for atom in dim:
-        n, parts = sum(atom), []
+        n = sum(atom)
+        parts: list[int] = []
         while math.prod(parts) < n:
             parts.append(sizes[position])
             position += 1

@@ -34,19 +34,23 @@ def _vector(index: Abstract) -> Abstract:
 
 def _range_of(index: Abstract, n: int) -> tuple[int, int] | None:
     """(start, stop) where the indices are consecutive."""
-    known = places(index, n)
+    known = places(index)
     if known is None or known.size == 0:
         return None
     flat = known.ravel()
-    start = int(flat[0])
-    return (start, start + flat.size) if (flat == start + np.arange(flat.size)).all() else None
+    start = int(flat[0]) % max(n, 1)
+    return (
+        (start, start + flat.size)
+        if (flat % max(n, 1) == start + np.arange(flat.size)).all()
+        else None
+    )
 
 
 def _rows(x: Abstract, dim: int, index: Abstract) -> Abstract:
     """1 at the indices of one axis, on axes that broadcast."""
     n = x.shape[dim]
     shape = [n if d == dim else 1 for d in range(len(x.dims))]
-    known = places(index, n)
+    known = places(index)
     if known is None:
         return share(shape, 1.0 - (1.0 - 1.0 / n) ** math.prod(index.shape))
     mark = np.zeros(n)
@@ -208,7 +212,7 @@ def _marks(x: Abstract, reading: Reading) -> Abstract:
     shape = [1] * len(x.dims)
     for (axis, _), n in zip(reading.places, reading.lengths, strict=True):
         shape[axis] = n
-    known: Mapping[int, Any] = {a: places(i, x.shape[a]) for a, i in reading.places}
+    known: Mapping[int, Any] = {a: places(i) for a, i in reading.places}
     if reading.mask or any(k is None for k in known.values()):
         n = math.prod(reading.lengths)
         p = math.prod(reading.shape) / n

@@ -46,7 +46,6 @@ Write = Callable[[bytes], None]  # job -> None
 pack_place, pack_words = Struct("=10q").pack, Struct("=4q").pack
 _pack_numbers = Struct(f"={NUMBERS}d").pack
 
-portable = os.environ.get(PORTABLE, "0") not in ("", "0")
 _asked: dict[tuple[str, str], int] = {}
 _loaded: dict[tuple[str, str], Write | None] = {}
 _loading = Lock()
@@ -143,7 +142,7 @@ class Draw:
 
     def writer(self, dtype: str, count: int) -> Write | None:
         """The kernel for ``count`` numbers of this dtype; None where the specification is to draw."""
-        if self.law is None or portable:
+        if self.law is None or os.environ.get(PORTABLE, "0") not in ("", "0"):
             return None
         kind = self.law, dtype
         if kind in _loaded:
