@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 import torch
 
 from exactly import assert_same, check_linear, written_out
-from fanin._moments import boxes, parts, registry, shuffles, views, windows
+from fanin._moments import boxes, maps, parts, registry, shuffles, views, windows
 from fanin._moments.domain import (
     Abstract,
     concatenated,
@@ -400,3 +402,7 @@ def test_many_parts_keep_the_tables_small():
         constant((2, 100, 3), 1.0), full((2, 1, 3), 9.0), boxes.box_on((2, 100, 3), 1, 4, 5)
     )
     assert wide.second_moment == pytest.approx((99 + 9) / 100)
+
+
+def test_examples():
+    assert doctest.testmod(maps).failed == 0

@@ -5,6 +5,7 @@ Indices are valid and balanced: of a router's choices every expert gets its shar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -153,45 +154,42 @@ def _masked_select(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
 # choices ------------------------------------------------------------------------------------------
 
 
-def balanced(shape: tuple[int, ...], dim: int, n: int, generator: torch.Generator) -> Tensor:
-    """Indices below ``n``, distinct along ``dim``, each as often as any other.
+def balanced(shape: tuple[int, ...], dim: int | None, n: int, generator: torch.Generator) -> Tensor:
+    """Indices below ``n``, each as often as any other.
 
     Args:
         shape: of the indices.
-        dim: the axis along which an index occurs once.
+        dim: the axis along which an index occurs once, if there is one.
         n: how many there are to choose from.
         generator: draws which place gets which.
 
     >>> balanced((6, 2), 1, 3, torch.Generator().manual_seed(0)).flatten().bincount().tolist()
     [4, 4, 4]
     """
-    rows = list(shape)
-    k = rows[dim]
-    rows[dim] = 1
-    count = 1
-    for length in rows:
-        count *= length
-    first = torch.randperm(count, generator=generator, device="cpu").mul_(k).remainder_(max(n, 1)).view(rows)
-    along = [1] * len(shape)
-    along[dim] = k
-    return (first + torch.arange(k, device="cpu").view(along)).remainder_(max(n, 1))
+    rows, along = list(shape), [1] * len(shape)
+    k = 1
+    if dim is not None and shape:
+        k = along[dim] = rows[dim]
+        rows[dim] = 1
+    order = torch.randperm(math.prod(rows), generator=generator, device="cpu")
+    first = order.mul_(k).remainder_(n).view(rows)
+    return (first + torch.arange(k, device="cpu").view(along)).remainder_(n)
 
 
-def _choose(tape: Tape, aten: Aten, results: list[Standin], which: int, dim: int, n: int) -> Any:
-    """Replace the indices among an op's results by sampled ones."""
-    indices = results[which]
+def _choose(tape: Tape, aten: Aten, results: list[Any], dim: int | None, n: int) -> Any:
+    """An op's results, the last of which are indices below ``n``, these replaced by sampled ones."""
+    indices = results[-1]
     if indices.numel() <= LARGE:
-        shape = tuple(indices.shape)
-        if shape:
-            drawn = balanced(shape, dim, n, tape.draws.generator)
-        else:
-            drawn = torch.zeros((), dtype=torch.int64, device="cpu")
-        drawn = drawn.to(indices.dtype)
+        drawn = balanced(tuple(indices.shape), dim, max(n, 1), tape.draws.generator)
         tape.note(aten.name)
         tape.draws.know(indices.index, drawn)
         tape.ledger.know(indices.index, drawn)
-        results[which] = drawn  # type: ignore[call-overload]
+        results[-1] = drawn
     return results[0] if len(results) == 1 else tuple(results)
+
+
+def _length(x: Tensor, dim: int) -> int:
+    return x.shape[dim] if x.dim() else 1
 
 
 @_sampled("topk")
@@ -199,11 +197,10 @@ def _topk(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
     bound = aten.bind(args, kwargs)
     x, k, dim = bound["x"], bound["k"], bound["dim"]
     shape = list(x.shape)
-    n = shape[dim] if shape else 1
     if shape:
         shape[dim] = k
     results = tape.written(aten, args, kwargs, [(shape, x.dtype), (shape, torch.int64)])
-    return _choose(tape, aten, results, 1, dim, n)
+    return _choose(tape, aten, results, dim, _length(x, dim))
 
 
 @_sampled("sort", "msort")
@@ -213,7 +210,7 @@ def _sort(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
     if aten.name == "msort":
         return tape.written(aten, args, kwargs, [(x.shape, x.dtype)])[0]
     results = tape.written(aten, args, kwargs, [(x.shape, x.dtype), (x.shape, torch.int64)])
-    return _choose(tape, aten, results, 1, dim, x.shape[dim] if x.dim() else 1)
+    return _choose(tape, aten, results, dim, _length(x, dim))
 
 
 @_sampled("argsort")
@@ -221,7 +218,7 @@ def _argsort(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
     bound = aten.bind(args, kwargs)
     x, dim = bound["x"], bound["dim"]
     results = tape.written(aten, args, kwargs, [(x.shape, torch.int64)])
-    return _choose(tape, aten, results, 0, dim, x.shape[dim] if x.dim() else 1)
+    return _choose(tape, aten, results, dim, _length(x, dim))
 
 
 def _reduced(x: Tensor, dim: int, keepdim: bool) -> list[int]:
@@ -241,9 +238,9 @@ def _argmax(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
     if dim is None:
         shape, n = ([1] * x.dim() if keepdim else []), x.numel()
     else:
-        shape, n = _reduced(x, dim, keepdim), x.shape[dim] if x.dim() else 1
+        shape, n = _reduced(x, dim, keepdim), _length(x, dim)
     results = tape.written(aten, args, kwargs, [(shape, torch.int64)])
-    return _spread(tape, aten, results, 0, n)
+    return _choose(tape, aten, results, None, n)
 
 
 @_sampled("max", "min", "median", "nanmedian", "mode", "kthvalue")
@@ -263,22 +260,7 @@ def _multinomial(tape: Tape, aten: Aten, args: Args, kwargs: Named) -> Any:
     x = bound["x"]
     shape = (*x.shape[:-1], bound["num_samples"])
     results = tape.written(aten, args, kwargs, [(shape, torch.int64)])
-    return _choose(tape, aten, results, 0, -1, x.shape[-1])
-
-
-def _spread(tape: Tape, aten: Aten, results: list[Standin], which: int, n: int) -> Any:
-    """One index a place: every index as often as any other, no axis along which they differ."""
-    indices = results[which]
-    flat = tuple(indices.shape)
-    if indices.numel() <= LARGE and flat:
-        rows = torch.randperm(indices.numel(), generator=tape.draws.generator, device="cpu")
-        drawn = rows.remainder_(max(n, 1)).view(flat)
-        tape.note(aten.name)
-        tape.draws.know(indices.index, drawn)
-        tape.ledger.know(indices.index, drawn)
-        results[which] = drawn  # type: ignore[call-overload]
-        return results[0] if len(results) == 1 else tuple(results)
-    return _choose(tape, aten, results, which, 0, n)
+    return _choose(tape, aten, results, -1, x.shape[-1])
 
 
 # shapes alone -------------------------------------------------------------------------------------

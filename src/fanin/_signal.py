@@ -198,7 +198,9 @@ def backward(signals: Signals, seeds: Mapping[int, Abstract]) -> Signals:
     """
     grads = signals.grads
     grads.update(seeds)
-    owner = {id(x): index for index, x in signals.values.items()}
+    owner: dict[int, int] = {}
+    for index, x in signals.values.items():
+        owner.setdefault(id(x), index)  # views may hand on the object itself: its maker comes first
     with np.errstate(all="ignore"):
         for node in reversed(signals.graph.nodes):
             own = [grads.get(i) for i in node.outputs]

@@ -70,7 +70,8 @@ def haar(
     Returns:
         m x n, column after column in memory.
     """
-    wide, threads = np.result_type(dtype, np.float64).type, threads if m * n >= SERIAL_BELOW else 1
+    wide = np.result_type(dtype, np.float64).type
+    threads = threads if m * n >= SERIAL_BELOW else 1
     reflectors = draw_reflectors(m, n, normals, wide, threads)
     if not reproducible:
         q = _product(reflectors, dtype)
