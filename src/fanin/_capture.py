@@ -57,10 +57,21 @@ def capture(model: nn.Module, inputs: Any) -> Graph:
         {'0.weight': 1, '0.bias': 2}
     """
     given = as_inputs((inputs,) if isinstance(inputs, torch.Size) else inputs)
+    _refuse_lazy(model)
     try:
         return _Run(model, given, whole=True).graph
     except _WantsAutogradError:
         return _Run(model, given, whole=False).graph
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):  # noqa: SLF001
+            if is_lazy(tensor):
+                raise ModelError(
+                    f"{path}.{name} is lazy: its shape is known only after a first run. "
+                    "Run the model once on example inputs, then capture it."
+                )
 
 
 class _WantsAutogradError(Exception):
@@ -179,12 +190,6 @@ def _leaves(model: nn.Module) -> tuple[dict[str, Tensor], list[Leaf]]:
             for name, tensor in held.items():
                 if tensor is not None:
                     found[canonical(prefix + name, wrapped_root=wrapped)] = tensor
-    for name, tensor in (*parameters.items(), *buffers.items()):
-        if is_lazy(tensor):
-            raise ModelError(
-                f"{name} is lazy: its shape is known only after a first run. "
-                "Run the model once on example inputs, then capture it."
-            )
     return parameters, [
         *(Leaf(b, "buffer", name) for name, b in reversed(buffers.items())),
         *(Leaf(p, "parameter", name) for name, p in reversed(parameters.items())),
