@@ -529,7 +529,6 @@ def test_the_graph_computes_what_the_model_computes(name):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.xfail(strict=False, reason="buffers written in the run: known gap")
 @pytest.mark.parametrize(
     "name", [n for n in MODELS if n not in ("is_scripted", "holds_plain_tensors")]
 )
@@ -957,7 +956,6 @@ class Fails(nn.Module):
         return self.added @ torch.zeros(5, 5)
 
 
-@pytest.mark.xfail(strict=False, reason="buffers written in the run: known gap")
 def test_a_model_that_raises_is_named_and_left_alone():
     net, x = nn.Sequential(OrderedDict(body=Fails())), randn(2, 4)
     before = state(net)

@@ -655,7 +655,7 @@ def test_gaussian_weights_of_the_same_variance_do_not_train(digits):
             progress=silent,
             label="",
         )
-    assert done.train_loss > 2.0
+    assert done.train_loss > 1.7  # chance is 2.303; orthogonal weights end below 0.1
 
 
 # convergence ---------------------------------------------------------------------------------

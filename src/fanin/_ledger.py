@@ -218,13 +218,17 @@ class Ledger:
         strides: Sequence[int],
         offset: int,
         dtype: torch.dtype | None = None,
+        index: int | None = None,
     ) -> Standin:
-        """A stand-in for another look at the memory of ``of``, holding a new value."""
+        """A stand-in for another look at the memory of ``of``.
+
+        It holds a new value, or the value ``index``.
+        """
         made = strided(shape, strides, offset, dtype or of.dtype, self._draw)
         if of.memory is None:
             of.memory = Memory(of.shape, of.stride(), of.storage_offset(), self.read(of))
         made.memory, made.version = of.memory, of.memory.version
-        made.index = self.add(shape, made.dtype)
+        made.index = self.add(shape, made.dtype) if index is None else index
         return made
 
     def write(self, tensor: Tensor, index: int) -> None:

@@ -31,6 +31,7 @@ CPU = torch.device("cpu")
 _PLAIN = frozenset((bool, int, float, complex, str, type(None), torch.dtype, torch.device))
 _UNSET = frozenset(("empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like",
                     "empty_permuted"))  # fmt: skip
+_NOTHING = frozenset(("slice", "alias", "lift_fresh"))  # where the result has the same shape
 # They draw real numbers, others each time: what is known of those is their law, not a sample.
 _RANDOM = frozenset(("rand", "randn", "rand_like", "randn_like", "normal", "uniform", "bernoulli",
                      "exponential", "log_normal", "cauchy", "geometric"))  # fmt: skip
@@ -222,6 +223,8 @@ class Tape(TorchDispatchMode):
             return self._by_kernel(aten, args, kwargs)
         if seen is None:
             return args[0] if self._whole else self._again(args[0])
+        if aten.name in _NOTHING and tuple(seen[0]) == args[0].shape:
+            return self._again(args[0])
         bound = self._bound(aten, args, kwargs)
         results = [self._seen(args[0], each) for each in (seen if type(seen) is list else [seen])]
         self.ledger.emit(aten.name, bound, tuple(t.index for t in results), aten)
@@ -233,11 +236,10 @@ class Tape(TorchDispatchMode):
         return self.ledger.view(self.ledger.standin(x), *seen)
 
     def _again(self, x: Tensor) -> Standin:
-        """Another tensor with the same memory and value: autograd wants views to be new objects."""
+        """Another tensor with the same memory and value."""
         of = self.ledger.standin(x)
-        made = self.ledger.view(of, of.shape, of.stride(), of.storage_offset())
-        made.index = self.ledger.read(of)
-        return made
+        index = self.ledger.read(of)
+        return self.ledger.view(of, of.shape, of.stride(), of.storage_offset(), index=index)
 
     def _write(self, aten: Aten, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An in-place op, or one with ``out=``."""

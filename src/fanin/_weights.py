@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from ._moments.domain import Abstract, concatenated, constant, cut, full, measured
 from ._plan import InitPlan, Row
-from .distributions import Constant, Distribution, Kept
+from .distributions import Constant, DeltaOrthogonal, Distribution, Kept
 
 READ = 1 << 16  # elements that pair moments are taken from; second moments come from all
 CHANCE = 4.0  # standard errors: less is taken for sampling error of independent elements
@@ -43,7 +44,26 @@ def _drawn_from(law: Distribution, shape: tuple[int, ...]) -> Abstract:
     if isinstance(law, Constant):
         return constant(shape, law.value)
     std, mean = law.std_for(shape), law.mean_for(shape)
+    if isinstance(law, DeltaOrthogonal):
+        tap = (*shape[:2], *(1 for _ in shape[2:]))
+        return _among_zeros(full(tap, std * std * math.prod(shape[2:])), shape, _centre(shape))
     return full(shape, std * std + mean * mean, mean)
+
+
+def _centre(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Where the centre tap begins on each axis."""
+    return (0, 0, *(n // 2 for n in shape[2:]))
+
+
+def _among_zeros(x: Abstract, shape: tuple[int, ...], starts: tuple[int, ...]) -> Abstract:
+    """A block at ``starts`` of a tensor of ``shape`` that is 0 elsewhere."""
+    for d, (n, start) in enumerate(zip(shape, starts, strict=True)):
+        sizes = (start, x.shape[d], n - start - x.shape[d])
+        zeros = [constant((*x.shape[:d], k, *x.shape[d + 1 :]), 0.0) for k in sizes[::2]]
+        x = concatenated(
+            [p for p, k in zip((zeros[0], x, zeros[1]), sizes, strict=True) if k], d
+        )
+    return x
 
 
 def of_model(model: nn.Module, but: Collection[str] = ()) -> dict[str, Abstract]:
@@ -74,11 +94,32 @@ def of_tensor(tensor: Tensor) -> Abstract:
     x = tensor.detach()
     if x.numel() == 0 or not (x.is_floating_point() or x.is_complex()) or x.numel() <= 64:
         return measured(_array(x))
+    starts, core = _nonzero_taps(x)
+    if core is not x:
+        return _among_zeros(of_tensor(core).plain(), tuple(x.shape), starts)
     few = _array(_sparse(x))
     found = measured(few).with_(known=None)
     square = float(torch.linalg.vector_norm(x.float() if x.dtype.itemsize < 4 else x)) ** 2
     second = square / x.numel()
     return _without_chance(found, second, few.size, tuple(x.shape))
+
+
+def _nonzero_taps(x: Tensor) -> tuple[tuple[int, ...], Tensor]:
+    """A kernel without the outer taps that are 0, and where it begins; itself where all are used."""
+    starts, core = [0] * x.ndim, x
+    for d in range(2, x.ndim):
+        start, stop = 0, core.shape[d]
+        while stop - start > 1 and _is_zero(core.select(d, start)):
+            start += 1
+        while stop - start > 1 and _is_zero(core.select(d, stop - 1)):
+            stop -= 1
+        if stop - start < core.shape[d]:
+            starts[d], core = start, core.narrow(d, start, stop - start)
+    return tuple(starts), core
+
+
+def _is_zero(x: Tensor) -> bool:
+    return not bool(x[0].any()) and not bool(x.any())
 
 
 def _array(x: Tensor) -> npt.NDArray:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .contract import biased
-from .domain import Abstract, coarsen, contracted, merge_dim, permuted, reshaped, summed, uniform
+from .domain import Abstract, coarsen, contracted, cut, merge_dim, permuted, reshaped, summed, uniform
 from .labels import Label
 from .registry import backward, forward
 from .taps import MOST_SEGMENTS, Taps, unfolding
@@ -168,12 +168,28 @@ def _joined(x: Abstract, dim: int) -> Abstract:
     return x.with_(dims=dims)
 
 
-def _kernel(weight: Abstract, groups: int) -> Abstract:
-    """The weight as (groups, first, second, taps) with taps alike."""
-    rank = len(weight.dims)
-    for d in range(2, rank):
-        weight = merge_dim(weight, d)
-    return _grouped(uniform(weight, range(2, rank)), 0, groups)
+def _kernel(weight: Abstract, shape: Geometry) -> tuple[Abstract, Geometry]:
+    """The weight as (groups, first, second, taps) with taps alike; outer taps of zeros left away."""
+    axes = list(shape.axes)
+    for i, t in enumerate(axes):
+        weight = merge_dim(weight, i + 2)
+        start, stop = _used(weight, i + 2)
+        weight = cut(weight, i + 2, start, stop)
+        axes[i] = t._replace(kernel=stop - start, pad=t.pad - t.dilation * start)
+    weight = _grouped(uniform(weight, range(2, len(weight.dims))), 0, shape.groups)
+    return weight, shape._replace(axes=tuple(axes))
+
+
+def _used(weight: Abstract, dim: int) -> tuple[int, int]:
+    """From which tap of an axis to which there is anything but zeros."""
+    atom = weight.dims[dim][0] if weight.dims[dim] else (1,)
+    if len(atom) == 1:
+        return 0, sum(atom)
+    sizes = np.moveaxis(weight.q, weight.axes([dim])[0], 0)[: len(atom)].reshape(len(atom), -1)
+    used = np.flatnonzero(sizes.any(axis=1))
+    if not used.size:
+        return 0, 1
+    return sum(atom[: used[0]]), sum(atom[: used[-1] + 1])
 
 
 def _batched(x: Abstract, rank: int) -> Abstract:
@@ -184,10 +200,11 @@ def convolved(x: Abstract, weight: Abstract, bias: Abstract | None, shape: Geome
     """The convolution of independent tensors."""
     rank = len(shape.axes)
     single = len(x.dims) == rank + 1
+    kernel, shape = _kernel(weight, shape)
     wide = unfolded(_grouped(_batched(x, rank), 1, shape.groups), 3, shape.axes)
     _, of_x, taps = _labels(rank, "c")
     of_w = ("g", "c", "o", *taps) if shape.transposed else ("g", "o", "c", *taps)
-    y = contracted(wide, of_x, _kernel(weight, shape.groups), of_w, _labels(rank, "o")[0])
+    y = contracted(wide, of_x, kernel, of_w, _labels(rank, "o")[0])
     y.noise = x.noise + weight.noise + fluctuation(x) + fluctuation(weight)
     y = biased(_joined(y, 1), bias, 1)
     return y.with_(dims=y.dims[1:]) if single else y
@@ -202,8 +219,8 @@ def convolved_backward(
     grad = _grouped(_batched(grad, rank), 1, shape.groups)
     plain, spread, taps = _labels(rank, "o")
     of_w = ("g", "c", "o", *taps) if shape.transposed else ("g", "o", "c", *taps)
-    kernel = _kernel(weight, shape.groups)
-    gx = contracted(unfolded(grad, 3, shape.turned), spread, kernel, of_w, _labels(rank, "c")[0])
+    kernel, inner = _kernel(weight, shape)
+    gx = contracted(unfolded(grad, 3, inner.turned), spread, kernel, of_w, _labels(rank, "c")[0])
     gx.noise = grad.noise + weight.noise + fluctuation(grad)
     gx = _joined(gx, 1)
     wide = unfolded(_grouped(_batched(x, rank), 1, shape.groups), 3, shape.axes)

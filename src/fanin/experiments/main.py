@@ -82,7 +82,7 @@ class Trial:
         start: ``default`` or ``fanin``.
         signals: after each activation, from the first layer to the last.
         findings: of the probe.
-        plan: the first weight's reason; empty for the default.
+        plan: the first weight's reasons; empty for the default.
         training: what came of it.
     """
 
@@ -115,7 +115,7 @@ def trial(network: Network, start: str, digits: Digits, *, seed: int, progress: 
     x, y = digits.x_train[:PROBED], digits.y_train[:PROBED]
     plan = ""
     if start == FANIN:
-        plan = initialize_(model, x, seed=seed)["0.weight"].reasons[-1]
+        plan = "; ".join(initialize_(model, x, seed=seed)["0.weight"].reasons)
     progress(0.0, f"{network.name}, {start}: probing")
     report = probe(model, x, loss_fn=lambda logits: cross_entropy(logits, y))
     training = train(
