@@ -29,6 +29,7 @@ import run_upstream_init_tests as upstream
 from fanin import _init_support as support
 from fanin import init
 from fanin._errors import InvalidValueError, ModelError, UncoveredParameterError
+from fanin.distributions import Constant
 
 HERE = Path(__file__).parent
 theirs = torch.nn.init
@@ -272,6 +273,8 @@ def test_manual_seed_and_generators_govern(name):
 
 @pytest.mark.parametrize("name", FIXED)
 def test_fixed_values_draw_nothing(name):
+    """Nor where the law is known from another fill."""
+    fanin.fill_(torch.empty(3, 4), Constant(1.0), key="w")
     before = torch.get_rng_state()
     call(name)
     assert before.equal(torch.get_rng_state())

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fanin._moments import conv, registry
-from fanin._moments.domain import full
+from fanin._moments.domain import concatenated, constant, full
 from fanin._moments.taps import Taps, unfolding
 from monte_carlo import Case as AnyCase
 from monte_carlo import check_backward, check_forward
@@ -35,6 +35,13 @@ def plain(x, weight, bias=None, **options):
 
 def turned(x, weight, bias=None, **options):
     return plain(x, weight, bias, **{"output_padding": [0], **options})
+
+
+def among_zeros(x, before, after, dim=2):
+    """A kernel with taps of zeros before and after, on one axis."""
+    shapes = [(*x.shape[:dim], n, *x.shape[dim + 1 :]) for n in (before, after)]
+    pieces = [constant(shapes[0], 0.0), x, constant(shapes[1], 0.0)]
+    return concatenated([p for p in pieces if p.shape[dim]], dim)
 
 
 LINE, PLANE = correlated(2, 4, 11, mean=0.3), correlated(2, 3, 6, 7)
@@ -67,6 +74,10 @@ CASES = [
     Case("convolution", turned(LINE, correlated(4, 5, 3), correlated(5), stride=[2], output_padding=[1], transposed=True), label="transposed"),
     Case("_convolution", {**turned(LINE, correlated(5, 4, 3), padding=[1], transposed=False),
                           "benchmark": False, "deterministic": False, "cudnn_enabled": True, "allow_tf32": True}),
+    Case("conv1d", plain(LINE, among_zeros(correlated(5, 4, 1), 1, 1), padding=[1]), label="centre"),
+    Case("conv1d", plain(LINE, among_zeros(correlated(5, 4, 2), 0, 3), stride=[2], dilation=[2], padding=[3]), label="first"),
+    Case("conv2d", plain(PLANE, among_zeros(among_zeros(correlated(4, 3, 1, 1), 1, 1), 1, 1, 3), padding=[1]), label="centre"),
+    Case("conv_transpose1d", turned(LINE, among_zeros(correlated(4, 5, 1), 2, 1), stride=[2], padding=[1]), label="third"),
     Case("conv_tbc", {"x": correlated(9, 2, 4), "weight": correlated(3, 4, 5), "bias": correlated(5), "pad": 1}),
 ]  # fmt: skip
 

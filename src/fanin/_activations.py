@@ -128,7 +128,7 @@ def _phi(x: Array) -> Array:
 
 def _gelu_tanh_arg(x: Array) -> Array:
     """Twice the argument of tanh, because (1 + tanh(y)) / 2 is the sigmoid of 2 y."""
-    return math.sqrt(8.0 / math.pi) * (x + 0.044715 * x**3)
+    return math.sqrt(8.0 / math.pi) * (x + 0.044715 * x * x * x)
 
 
 def _gelu_tanh(x: Array) -> Array:

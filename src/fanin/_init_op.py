@@ -71,10 +71,10 @@ def put(tensor: Tensor, draw: Draw, key: str, seed: Tensor | None) -> None:
 def put_at_once(tensor: Tensor, draw: Draw, key: str, generator: torch.Generator | None) -> bool:
     """`check`, `seed_for` and `put` in a tenth of the time; False, and nothing done, but for the plain case.
 
-    It is plain to fill a plain tensor by a law that has filled one before, while nothing watches.
+    It is plain to draw for a plain tensor by a law that has filled one before, while nothing watches.
     """
     kind, arguments = draw
-    if kind not in DISTRIBUTIONS or _is_watched():
+    if kind in FIXED or kind not in DISTRIBUTIONS or _is_watched():
         return False
     known = recall_arguments(tensor, DISTRIBUTIONS[kind], arguments)
     place = None if known is None else place_of(tensor, known)

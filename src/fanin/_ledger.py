@@ -344,6 +344,10 @@ def _held(tensor: Tensor) -> int:
 
 def _numpy(tensor: Tensor) -> npt.NDArray[Any] | None:
     """The numbers without a copy where possible; bfloat16 and smaller as float32."""
+    if type(tensor) is Tensor and tensor.dtype in _PLAIN and tensor.device.type == "cpu":
+        with torch._C._DisableTorchDispatch():  # noqa: SLF001 - reading is nothing to watch
+            if tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg()):
+                return cast("npt.NDArray[Any]", tensor.detach().numpy())
     plain = tensor.detach().cpu()
     if plain.layout is not torch.strided:
         plain = plain.to_dense()
@@ -356,3 +360,4 @@ def _numpy(tensor: Tensor) -> npt.NDArray[Any] | None:
 
 
 _NUMPY = frozenset((torch.float16, torch.float32, torch.float64))
+_PLAIN = _NUMPY | {torch.int64, torch.int32, torch.bool}
