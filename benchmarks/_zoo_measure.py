@@ -24,7 +24,9 @@ from fanin._report import Layer
 
 ROUNDS = 3  # of a timing, after a first one that is thrown away
 BOUNDS = (0.25, 4.0)  # healthy activation rms
-RANGE = 10.0  # healthy largest gradient rms over the smallest
+ROUNDING = (
+    1e-6  # of the largest gradient: what is predicted and measured below it is zero in float32
+)
 
 
 def drawn(arch: Architecture, seed: int, *, train: bool) -> tuple[nn.Module, Inputs]:
@@ -108,13 +110,19 @@ def parameter_gradients(model: nn.Module, inputs: Inputs, seed: int) -> dict[str
     return {name: rms[id(p)] for name, p in names.items() if id(p) in rms}
 
 
-def errors(predicted: Mapping[str, float], seeds: list[Mapping[str, float]]) -> dict[str, Any]:
-    """|log2(predicted / measured)| over names, measured being the geometric mean over seeds.
+def errors(
+    predicted: Mapping[str, float], seeds: list[Mapping[str, float]], floor: float = 0.0
+) -> dict[str, Any]:
+    """|log2(predicted / measured)| over names, measured being the rms over seeds.
 
-    Beside it the measurement's own noise: one seed against the geometric mean of the others, the
-    mean of this statistic over seeds.
+    Beside it the measurement's own noise: one seed against the rms over the others, the mean of this
+    statistic over seeds. Left out is what both say lies below ``floor`` times the
+    largest: a bias before a norm has no gradient but rounding.
     """
     measured = mean_logs(seeds)
+    least = floor * 2.0 ** max(measured.values(), default=0.0)
+    zero = {n for n, m in measured.items() if max(predicted.get(n, 0.0), 2.0**m) < least}
+    measured = {n: m for n, m in measured.items() if n not in zero}
     found = {
         name: abs(math.log2(predicted[name]) - measured[name])
         for name in measured
@@ -122,11 +130,12 @@ def errors(predicted: Mapping[str, float], seeds: list[Mapping[str, float]]) -> 
     }
     noise = []
     for i, one in enumerate(seeds if len(seeds) > 1 else []):
-        rest = mean_logs(seeds[:i] + seeds[i + 1 :])
+        rest = {n: m for n, m in mean_logs(seeds[:i] + seeds[i + 1 :]).items() if n not in zero}
         noise.append([abs(math.log2(one[n]) - rest[n]) for n in rest if one.get(n, 0.0) > 0.0])
     worst = sorted(found, key=lambda n: -found[n])[:5]
     return {
         "count": len(found),
+        "zero": sorted(zero),
         "missing": sorted(set(measured) - set(found)),
         "median": quantile(found.values(), 0.5),
         "p95": quantile(found.values(), 0.95),
@@ -137,10 +146,15 @@ def errors(predicted: Mapping[str, float], seeds: list[Mapping[str, float]]) -> 
 
 
 def mean_logs(seeds: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of log2 over seeds, of names that are positive and finite in each."""
+    """log2 of the rms over seeds, of names that are positive and finite in each.
+
+    A prediction is the root of an expected square; where draws differ much, a geometric mean would
+    lie below it.
+    """
     first, *rest = seeds
     return {
-        name: fmean(math.log2(x[name]) for x in (first, *rest))
+        name: math.log2(fmean((x[name] / first[name]) ** 2 for x in (first, *rest))) / 2
+        + math.log2(first[name])
         for name in first
         if all(0.0 < x.get(name, 0.0) < math.inf for x in (first, *rest))
     }
@@ -251,7 +265,7 @@ def one_line(error: BaseException) -> str:
 
 
 def examined(
-    arch: Architecture, seeds: int, methods: Iterable[str], *, train: bool
+    arch: Architecture, seeds: int, methods: Iterable[str], *, train: bool = False
 ) -> dict[str, Any]:
     """Everything about one architecture."""
     model, inputs = drawn(arch, 0, train=train)
@@ -259,7 +273,7 @@ def examined(
     predicted = prediction(model, inputs)
     measured = [measurement(*drawn(arch, s, train=train), s) for s in range(seeds)]
     found["act"] = errors(predicted["act"], [m["act"] for m in measured])
-    found["grad"] = errors(predicted["grad"], [m["grad"] for m in measured])
+    found["grad"] = errors(predicted["grad"], [m["grad"] for m in measured], ROUNDING)
     found["act"]["worst"] = [(n, predicted["op"][n], p, m) for n, p, m in found["act"]["worst"]]
     found["after"] = {m: spread(arch, m, 0, train=train) for m in methods}
     return found

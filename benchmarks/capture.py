@@ -110,7 +110,9 @@ def built(case: Case) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     with torch.device("meta" if case.meta else "cpu"):
         model = case.build().eval()
-    inputs = torch.randn(case.shape) if len(case.shape) == 4 else torch.randint(0, 32000, case.shape)
+    inputs = (
+        torch.randn(case.shape) if len(case.shape) == 4 else torch.randint(0, 32000, case.shape)
+    )
     return model, inputs
 
 

@@ -25,7 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -51,6 +51,8 @@ CHARACTERS = 300_000
 
 
 class Data(NamedTuple):
+    """Inputs, and what is to be said of each."""
+
     x: Tensor
     y: Tensor
 
@@ -101,15 +103,15 @@ class Case(NamedTuple):
 
 sgd = partial(torch.optim.SGD, momentum=0.9, fused=True)
 adam = partial(torch.optim.Adam, fused=True)
-SGD, ADAM = (0.01, 0.03), (0.003, 0.01)
+SGD, ADAM = (0.003, 0.01), (0.003, 0.01)
 CASES = (
     Case("tanh", lambda: mlp(30, 48, nn.Tanh), digits, sgd, SGD, 32),
     Case("relu", lambda: mlp(30, 48, nn.ReLU), digits, sgd, SGD, 32),
     Case("gelu", lambda: mlp(30, 48, nn.GELU), digits, sgd, SGD, 32),
-    Case("silu", lambda: mlp(30, 48, nn.SiLU), digits, adam, ADAM, 32),
+    Case("silu", lambda: mlp(30, 48, nn.SiLU), digits, adam, (0.001, 0.003), 32),
     Case("cnn", cnn, digits, sgd, SGD, 32),
     Case("resnet", _nets.resnet, digits, sgd, (0.03, 0.1), 32),
-    Case("norm-free", _nets.norm_free, digits, sgd, SGD, 32),
+    Case("norm-free", _nets.norm_free, digits, sgd, (0.01, 0.03), 32),
     Case("mixer", _nets.mixer, digits, adam, ADAM, 32),
     Case("vit", _nets.vit, digits, adam, ADAM, 32),
     Case("gru", lambda: _nets.Recurrent(nn.GRU), characters, adam, ADAM, 8),
@@ -196,10 +198,12 @@ class Outcome:
 
     @property
     def mean(self) -> float:
+        """Over the seeds."""
         return fmean(self.losses) if self.losses else math.inf
 
     @property
     def spread(self) -> float:
+        """Standard deviation over the seeds."""
         finite = len(self.losses) > 1 and math.isfinite(self.mean)
         return stdev(self.losses) if finite else 0.0
 
@@ -269,16 +273,12 @@ def main() -> None:
             print(f"{case.name}: {count} parameters, {kind}, {seconds:.0f} s")
             for o in outcomes:
                 print(row(o, best, verdicts[case.name]), flush=True)
-            record[case.name] = {
-                "verdict": verdicts[case.name],
-                "starts": {
-                    o.start: {"rate": o.rate, "losses": o.losses, "error": o.error} for o in outcomes
-                },
-            }
+            starts = {o.start: asdict(o) for o in outcomes}
+            record[case.name] = {"verdict": verdicts[case.name], "starts": starts}
+            if args.json:
+                told = {"steps": args.steps, "seeds": args.seeds, "networks": record}
+                args.json.write_text(json.dumps(told, indent=1))
     print(summary(verdicts))
-    if args.json:
-        told = {"steps": args.steps, "seeds": args.seeds, "networks": record}
-        args.json.write_text(json.dumps(told, indent=1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from _zoo_entries import ZOO, Architecture
 from _zoo_libraries import torchvision_not_needed
-from _zoo_measure import PEERS, coverage, examined, one_line
+from _zoo_measure import PEERS, examined, one_line
 
 from fanin import Inputs
 
@@ -84,7 +84,11 @@ def warm(package: str) -> None:
     """What every process would otherwise import for itself."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    coverage(torch.nn.Linear(2, 2), Inputs(torch.randn(2, 2)))
+    examined(
+        Architecture("", lambda: torch.nn.Linear(2, 2), lambda: Inputs(torch.randn(2, 2))),
+        1,
+        ("auto",),
+    )
     if package:
         with torchvision_not_needed() if package == "timm" else nullcontext():
             importlib.import_module(package)

@@ -112,3 +112,46 @@ def test_shared_weights_get_one_scale():
     plan = fanin.initialize_(net, x)
     assert len(plan) == 2
     assert 0.1 < net(x).std().item() < 2
+
+
+# what the plan says of itself -------------------------------------------------------------------
+
+
+def normalised():
+    return nn.Sequential(
+        *[m for _ in range(6) for m in (nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU())],
+        nn.Linear(64, 10),
+    )
+
+
+def test_healthy_models_are_said_to_be():
+    torch.manual_seed(0)
+    net, x = normalised(), torch.randn(64, 64)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight)
+    (own,) = [n for n in fanin.plan(net, x).notes if "healthy already" in n]
+    report = fanin.probe(net, x)
+    sizes = [layer.measured.act_rms for layer in report.modules.values()]
+    low, high = (float(w) for w in own.split("activations ")[1].split(",")[0].split(" to "))
+    assert low == pytest.approx(min(sizes), rel=0.1)
+    assert high == pytest.approx(max(sizes), rel=0.1)
+
+
+def test_sick_models_are_not():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*[nn.Linear(64, 64) for _ in range(20)]), torch.randn(64, 64)
+    plan = fanin.plan(net, x)
+    assert not any("healthy" in n for n in plan.notes)
+    assert any(n.startswith("predicted under this plan: activations") for n in plan.notes)
+    fanin.initialize_(net, x)
+    assert any("healthy" in n for n in fanin.plan(net, x).notes)
+    assert fanin.plan(net, x).hash() == plan.hash()
+
+
+def test_meta_models_have_no_present_values():
+    with torch.device("meta"):
+        net = normalised()
+    notes = fanin.plan(net, torch.randn(8, 64)).notes
+    assert any(n.startswith("predicted under this plan") for n in notes)
+    assert not any("present values" in n for n in notes)

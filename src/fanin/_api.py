@@ -55,7 +55,7 @@ def plan(
     made = build_plan(facts, chosen, overrides)
     if chosen.targets is None or analysis.structure is None:
         return made
-    return solved(model, made, analysis, chosen.targets(facts))
+    return solved(model, made, analysis, chosen.targets(facts), chosen.objective)
 
 
 def initialize_(

@@ -76,6 +76,7 @@ class ParamInfo:
         activation: the function applied to the layer's output; for a bias, to its layer's;
             None if none follows or it is not known.
         evidence: how that was found, as words for the plan's reasons.
+        factor: number that the layer's output is multiplied by before that function.
         default: what today's PyTorch fills it with, None if unknown.
         through: names behind a parametrization, written through it; empty otherwise.
         usage: of a bare nn.Parameter, what the graph does with it: one of `USAGES`; empty if unknown.
@@ -96,6 +97,7 @@ class ParamInfo:
     alias_roles: tuple[str, ...] = ()
     activation: Nonlinearity | None = None
     evidence: str = ""
+    factor: float = 1.0
     default: Distribution | None = None
     through: tuple[str, ...] = ()
     usage: str = ""

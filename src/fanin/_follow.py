@@ -19,7 +19,7 @@ from ._graph import Node
 from ._layouts import specs_of
 from ._nonlinearity import as_nonlinearity
 from ._predict import TABLES, VIEWS
-from ._structure import CONTRACTIONS, RECURRENT, Structure
+from ._structure import CONTRACTIONS, NORMS, RECURRENT, Structure
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Followed:
         order: weight names in the order in which signal passes them.
         residual: weights whose output is added to a stream that goes around them.
         branches: how many such sums there are.
+        factors: weight name -> number that its output is multiplied by before the nonlinearity.
         traced: seen in the graph; else inferred from module order.
         evidence: how, in words.
         notes: for the head of the plan.
@@ -40,6 +41,7 @@ class Followed:
     order: tuple[str, ...] = ()
     residual: frozenset[str] = frozenset()
     branches: int = 0
+    factors: Mapping[str, float] = field(default_factory=dict)
     traced: bool = False
     evidence: str = ""
     notes: tuple[str, ...] = ()
@@ -142,10 +144,12 @@ class _Point(NamedTuple):
     Args:
         waiting: weights whose layer's output this still is, up to rescaling.
         gate: weights whose output went through the sigmoid that made this.
+        factor: number that this is multiplied by since then.
     """
 
     waiting: frozenset[str] = frozenset()
     gate: frozenset[str] = frozenset()
+    factor: float = 1.0
 
 
 class _Trail:
@@ -154,6 +158,7 @@ class _Trail:
     def __init__(self, model: nn.Module, structure: Structure, weights: Mapping[str, str]) -> None:
         self.after: dict[str, Nonlinearity] = {}
         self.order: list[str] = []
+        self.factors: dict[str, float] = {}
         self._structure, self._weights = structure, weights
         self._points: dict[int, _Point] = {}
         leaves = {n: m for n, m in model.named_modules() if n and not any(m.children())}
@@ -186,13 +191,18 @@ class _Trail:
             return _Point(frozenset(layer))
         activation = self._activations.get(node.module) or _activation_of_node(node)
         if activation is not None and node.op not in VIEWS:
-            for name in waiting:
-                self.after.setdefault(name, activation)
+            factor = sources[0].factor if len(sources) == 1 else 1.0
+            for name in waiting - self.after.keys():
+                self.after[name] = activation
+                if abs(factor) != 1.0 and factor:
+                    self.factors[name] = abs(factor)
             return _Point(gate=waiting if activation.name == "sigmoid" else frozenset())
         if node.op == "mul" and len(sources) > 1:
             return self._product(sources)
         passes = node.op in _PASS_OPS or node.op.startswith(_PASS_PREFIXES)
-        return _Point(waiting if passes else frozenset())
+        scales = len(sources) == 1 and node.op not in NORMS
+        factor = sources[0].factor * _constant(node) if scales else 1.0
+        return _Point(waiting, factor=factor) if passes else _Point()
 
     def _product(self, sources: list[_Point]) -> _Point:
         """X * sigmoid(x) is silu; any other product of two signals ends the trail."""
@@ -201,6 +211,14 @@ class _Trail:
             if s.gate and s.gate == others:
                 self.after |= dict.fromkeys(s.gate, as_nonlinearity("silu"))
         return _Point()
+
+
+def _constant(node: Node) -> float:
+    """The number that a node multiplies a tensor by."""
+    other = node.args.get("other")
+    if node.op not in {"mul", "div"} or isinstance(other, bool) or not isinstance(other, int | float):
+        return 1.0
+    return float(other) if node.op == "mul" else 1.0 / other if other else 1.0
 
 
 def _activation_of_node(node: Node) -> Nonlinearity | None:
@@ -238,6 +256,7 @@ def follow_graph(model: nn.Module, structure: Structure, weights: Mapping[str, s
         tuple(trail.order),
         residual,
         sum(bool(b.tails) or b.normalised == "within" for b in structure.branches),
+        trail.factors,
         traced=True,
         evidence="seen in the graph",
     )

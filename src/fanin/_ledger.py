@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -345,9 +346,11 @@ def _held(tensor: Tensor) -> int:
 def _numpy(tensor: Tensor) -> npt.NDArray[Any] | None:
     """The numbers without a copy where possible; bfloat16 and smaller as float32."""
     if type(tensor) is Tensor and tensor.dtype in _PLAIN and tensor.device.type == "cpu":
-        with torch._C._DisableTorchDispatch():  # noqa: SLF001 - reading is nothing to watch
-            if tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg()):
-                return cast("npt.NDArray[Any]", tensor.detach().numpy())
+        with (
+            suppress(RuntimeError, TypeError),  # of functorch's wrappers, and of other layouts
+            torch._C._DisableTorchDispatch(),  # noqa: SLF001 - reading is nothing to watch
+        ):
+            return tensor.detach().numpy()
     plain = tensor.detach().cpu()
     if plain.layout is not torch.strided:
         plain = plain.to_dense()

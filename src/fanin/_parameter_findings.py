@@ -159,8 +159,10 @@ def clones(given: Parameters) -> Iterator[Finding]:
     """FAN204: different weights that start with the same numbers."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for info, _, x in given.real:
-        if info.role in WEIGHT_ROLES and x.ndim > 1 and _std(x) > 0:
+        if info.role in WEIGHT_ROLES and x.ndim > 1:
             few = x.reshape(-1)[:: max(1, x.numel() // SAMPLED)].double().cpu()
+            if not _varies(x, few):
+                continue
             key = (tuple(x.shape), float(few.sum()), float((few * few).sum()))
             groups.setdefault(key, []).append(info.name)
     tensors = {info.name: x for info, _, x in given.real}
@@ -230,7 +232,18 @@ def unused(given: Parameters) -> Iterator[Finding]:
 
 
 def _std(x: Tensor) -> float:
-    return float(x.float().std(unbiased=False))
+    """From the mean square, six times sooner than torch's; where the mean counts, by torch."""
+    x = x.float()
+    square = float(torch.linalg.vector_norm(x)) ** 2 / max(x.numel(), 1)
+    variance = square - float(x.mean()) ** 2
+    if variance > square / 16:
+        return math.sqrt(variance)
+    return float(x.std(unbiased=False))
+
+
+def _varies(x: Tensor, few: Tensor) -> bool:
+    """Whether a tensor, or a sample of it already, holds more than one number."""
+    return bool((few != few[:1]).any()) or bool((x != x.reshape(-1)[:1]).any())
 
 
 def _these(names: list[str]) -> str:

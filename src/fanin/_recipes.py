@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod, sqrt
+from typing import Literal
 
 from ._activations import Nonlinearity
 from ._errors import PlanError, UncoveredParameterError, closest
@@ -54,6 +55,7 @@ class Scheme:
         rules: tried in order.
         targets: facts -> {FQN of a weight: second moment that its output should have, 1 if missing}:
             the scales are then solved by propagation, where the graph is known; None: they stay.
+        objective: what is solved for: the second moments of outputs, or those of gradients.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Scheme:
     source: str
     rules: tuple[Rule, ...]
     targets: Callable[[ModelFacts], Mapping[str, float]] | None = None
+    objective: Literal["forward", "backward"] = "forward"
 
 
 # what rules are made of ----------------------------------------------------------------------

@@ -219,6 +219,7 @@ def _info(slot: Slot, specs: Mapping[str, Spec], followed: Followed) -> ParamInf
         aliases=tuple(slot.aliases),
         alias_roles=tuple(_role(specs.get(a)) for a in slot.aliases),
         activation=activation,
+        factor=followed.factors.get(slot.name, 1.0),
         evidence=evidence if spec.role in WEIGHT_ROLES else "",
         default=spec.default,
         through=slot.through,

@@ -6,6 +6,7 @@ through the real op, where the caller gives one; what even that cannot do is nam
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -181,7 +182,8 @@ def _fit(x: Abstract, value: Value) -> Abstract:
     """Moments of the right shape; a rule that gets it wrong is an error."""
     if x.shape != value.shape:
         raise ValueError(f"the rule gives shape {list(x.shape)} for {list(value.shape)}")
-    if not np.isfinite(x.q).all() and value.floating:
+    total = float(np.add.reduce(x.q, axis=None))  # of finite numbers, unless it overflows
+    if not math.isfinite(total) and value.floating and not np.isfinite(x.q).all():
         x = x.with_(q=np.nan_to_num(x.q, nan=0.0, posinf=1e300), mean=np.nan_to_num(x.mean))
     return limited(x)
 
@@ -205,12 +207,12 @@ def backward(signals: Signals, seeds: Mapping[int, Abstract]) -> Signals:
         for node in reversed(signals.graph.nodes):
             own = [grads.get(i) for i in node.outputs]
             if any(g is not None for g in own):
-                for index, grad in _transposed(node, own, signals, owner):
+                for index, grad in transposed(node, own, signals, owner):
                     grads[index] = limited(added(grads[index], grad)) if index in grads else grad
     return signals
 
 
-def _transposed(
+def transposed(
     node: Node, own: list[Abstract | None], signals: Signals, owner: Mapping[int, int]
 ) -> Iterator[tuple[int, Abstract]]:
     """(value's index, its share of the gradient) for each tensor that the node reads."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -19,13 +18,13 @@ from ._graph import Node, Ref
 from ._moments.domain import Abstract, scaled
 from ._plan import InitPlan
 from ._signal import Kernel, Signals, Step, leaf
-from ._structure import Branch, Structure, Use
-
-Objective = Literal["forward", "backward", "edge_of_chaos", "isometry"]
+from ._structure import RECURRENT, Branch, Structure, Use
 
 SUM_OF_BRANCHES = 0.7  # of the stream's first second moment: together with it 1.7, within [0.5, 2]
-HEAD = 0.3  # rms of logits: a cross-entropy of chance + 0.045
+HEAD = 0.35  # rms of logits: a cross-entropy of chance + 0.06
 LEAST = 0.32  # rms of a branch that a norm reads anyway: 1/sqrt(depth) is not let below it
+SMALLEST = 0.28  # rms below which nothing that a norm reads is let, nor rows of a table
+UNIT = (0.5, 2.0)  # rms of a recurrence's input that is left as it is
 LOGITS = (0.25, 2.0)  # variance of attention logits that is left as it is
 CALM = 1e-3  # relative change that is not worth a line in the plan
 
@@ -43,12 +42,23 @@ class Solution:
     reasons: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def put(self, name: str, factor: float, why: str) -> None:
+        """Multiply a weight's factor; the last reason stays."""
+        self.factors[name] = self.factors.get(name, 1.0) * factor
+        self.reasons[name] = why
+
     def apply(self, plan: InitPlan) -> InitPlan:
         """The plan with its rows scaled."""
         for name, factor in self.factors.items():
             if abs(factor - 1.0) > CALM:
                 plan = plan.scaled(name, factor, self.reasons[name])
         return plan
+
+
+def scaled_by(solution: Solution, weights: Mapping[str, Abstract]) -> dict[str, Abstract]:
+    """The weights' moments after scaling."""
+    factors = solution.factors
+    return {n: _rescaled(x, factors[n]) if n in factors else x for n, x in weights.items()}
 
 
 class _Solver(Step):
@@ -61,9 +71,12 @@ class _Solver(Step):
         kernel: Kernel | None,
         fixed: Collection[str],
         targets: Mapping[str, float],
+        *,
+        products: bool,
     ) -> None:
         super().__init__(signals, kernel)
         self.structure, self.fixed, self.targets = structure, fixed, targets
+        self.products = products
         self.solution = Solution()
         self.branches = {b.node: b for b in structure.branches}
         self.lengths: dict[int, int] = {}
@@ -73,24 +86,28 @@ class _Solver(Step):
         self.heads = {u.node for u in structure.heads} - self.tails
         self.logits = {node: (q, k) for q, k, node in structure.logits}
         self.starts: dict[int, float] = {}
+        self._plain = not structure.branches and not structure.has_norms
 
     def run(self, node: Node) -> None:
         """Propagate, then scale what this node settles."""
         position = self.structure.maker.get(node.outputs[0]) if node.outputs else None
         branch = self.branches.get(position) if position is not None else None
-        if branch is not None:
+        if branch is not None and self.products:
             self._settle_branch(branch)
         if position in self.logits:
             self._settle_logits(node, *self.logits[position])
         super().run(node)
         use = self.structure.use_at.get(position) if position is not None else None
-        if use is not None:
+        if use is not None and (self.products or use.node in self.heads):
             self._settle(use)
 
     # products --------------------------------------------------------------------------------
 
     def _settle(self, use: Use) -> None:
         """Give a product's output its target, or the factor that its weights have already."""
+        if self.signals.graph.nodes[use.node].op in RECURRENT:
+            self._settle_recurrence(use)
+            return
         names = self._names(use)
         values, out = self.signals.values, self.signals.values[use.output]
         known = [self.solution.factors[n] for n in names if n in self.solution.factors]
@@ -99,8 +116,8 @@ class _Solver(Step):
             return
         if not names or not out.second_moment > 0 or not math.isfinite(out.second_moment):
             return
-        if use.node in self.heads and self.targets and HEAD <= math.sqrt(out.second_moment) <= 1.0:
-            return  # a plain stack: nothing but the head passes its gradient on
+        if use.node in self.heads and self._plain and HEAD**2 <= out.second_moment <= 1.0:
+            return  # nothing but the head passes a plain stack's gradient on
         wanted, why = self._target_of(use, names)
         shift = self._bias(use)
         own = out.second_moment - shift
@@ -110,6 +127,26 @@ class _Solver(Step):
         rms = math.sqrt(out.second_moment)
         self._scale(names, factor, why.format(rms, math.sqrt(wanted)))
         values[use.output] = _rescaled(out, math.sqrt(wanted) / rms)
+
+    def _settle_recurrence(self, use: Use) -> None:
+        """Input weights of the first layer for an input of any scale; gates bound all that follows."""
+        graph, values = self.signals.graph, self.signals.values
+        node = graph.nodes[use.node]
+        signal = node.args.get("x", node.args.get("data"))
+        if not isinstance(signal, Ref) or not values[signal.index].second_moment > 0:
+            return
+        width = values[signal.index].shape[-1]
+        per_direction = 3 if len(use.weights) % 3 == 0 and len(use.weights) % 2 else 2
+        first = use.weights[: per_direction + 1 : per_direction] if node.args.get("bidirectional") else use.weights[:1]
+        names = [graph.values[p].name for p in first if graph.values[p].shape[-1] == width]
+        rms = math.sqrt(values[signal.index].second_moment)
+        names = [n for n in names if n not in self.fixed and n not in self.solution.factors]
+        if names and not UNIT[0] <= rms <= UNIT[1]:
+            self._scale(names, 1 / rms, f"reads a signal of rms {rms:.3g} rather than 1")
+            for name in names:
+                index = graph.parameters[name]
+                values[index] = _rescaled(values[index], 1 / rms)
+            Step.run(self, node)
 
     def _target_of(self, use: Use, names: list[str]) -> tuple[float, str]:
         """Second moment, and the reason with places for the rms before and after."""
@@ -134,8 +171,7 @@ class _Solver(Step):
 
     def _scale(self, names: list[str], factor: float, why: str) -> None:
         for name in names:
-            self.solution.factors[name] = self.solution.factors.get(name, 1.0) * factor
-            self.solution.reasons[name] = why
+            self.solution.put(name, factor, why)
 
     # residual sums ---------------------------------------------------------------------------
 
@@ -150,8 +186,10 @@ class _Solver(Step):
         length = self.lengths[branch.stream]
         wanted = start * SUM_OF_BRANCHES / length
         if branch.normalised:
-            wanted = max(wanted, LEAST * LEAST * min(start, 1.0))
+            wanted = max(wanted, LEAST * LEAST * min(start, 1.0), SMALLEST * SMALLEST)
         factor = math.sqrt(wanted / own.second_moment)
+        if branch.scaled and factor > 1.0:
+            return  # its scale is the model's own: LayerScale, SkipInit
         why = (
             f"one of {length} residual branches: rms {math.sqrt(own.second_moment):.3g} -> "
             f"{math.sqrt(wanted):.3g} beside a stream of {math.sqrt(start):.3g}"
@@ -220,6 +258,7 @@ def solve(
     kernel: Kernel | None = None,
     fixed: Collection[str] = (),
     targets: Mapping[str, float] | None = None,
+    products: bool = True,
 ) -> Solution:
     """Factors that bring every product's output to its target, branches and heads to theirs.
 
@@ -230,6 +269,7 @@ def solve(
         kernel: runs ops that no rule covers.
         fixed: FQNs that may not be scaled.
         targets: FQN of a weight -> second moment of its product's output; 1 by default.
+        products: whether products and branches are scaled, or attention logits and heads alone.
     """
     graph = structure.graph
     signals = Signals(graph)
@@ -237,7 +277,7 @@ def solve(
         if value.kind != "computed":
             signals.values[index] = leaf(value, weights)
     constant = {row.name for row in plan if row.std == 0}
-    solver = _Solver(signals, structure, kernel, {*fixed, *constant}, targets or {})
+    solver = _Solver(signals, structure, kernel, {*fixed, *constant}, targets or {}, products=products)
     with np.errstate(all="ignore"):
         for node in graph.nodes:
             solver.run(node)

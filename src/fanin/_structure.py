@@ -89,6 +89,7 @@ class Branch:
         normalised: where a norm holds the scale: "before" the branch, "within" at its end, "after" the
             sum, or "" nowhere.
         projected: the skip itself passes through weights.
+        scaled: a learned scale multiplies the branch before the sum.
     """
 
     node: int
@@ -98,6 +99,7 @@ class Branch:
     stream: int
     normalised: str
     projected: bool
+    scaled: bool = False
 
 
 class Structure:
@@ -163,7 +165,7 @@ class Structure:
     def usage(self, index: int) -> str:
         """What the graph does with a parameter: one of `_facts.USAGES`."""
         readers = [
-            r for i, own in self.weights.items() if index in own for r in self._readers.get(i, [])
+            r for i, own in self.weights.items() if index in own for r in self.readers.get(i, [])
         ]
         ops = {
             self.graph.nodes[r].op
@@ -242,7 +244,8 @@ class Structure:
                 continue
             stream = streams.get(origin, len(set(streams.values())))
             streams[node.outputs[0]] = stream
-            found.append(Branch(position, skip, branch, tails, stream, norm, projected))
+            scaled = self._scaled(branch)
+            found.append(Branch(position, skip, branch, tails, stream, norm, projected, scaled))
         return tuple(found)
 
     def _residual(self, node: Node) -> tuple[int, int, bool] | None:
@@ -300,8 +303,19 @@ class Structure:
             own = self.ancestors[branch] >> made & 1 and not around >> made & 1
             if own and self._origin(normed) == origin:
                 return "before"
-        readers = self._readers.get(node.outputs[0], [])
+        readers = self.readers.get(node.outputs[0], [])
         return "after" if readers and all(self._normed_next(r) for r in readers) else ""
+
+    def _scaled(self, branch: int) -> bool:
+        """Whether a branch ends in a product with a bare parameter."""
+        makers = (self.maker.get(i) for i in self._back(branch, _SCALES | VIEWS))
+        return any(
+            m is not None
+            and m not in self.norms
+            and self.graph.nodes[m].op in {"mul", "div"}
+            and any(i in self.weights for _, i in self.graph.nodes[m].refs)
+            for m in makers
+        )
 
     def _normed_next(self, position: int) -> bool:
         node = self.graph.nodes[position]
@@ -309,11 +323,12 @@ class Structure:
             return True
         if node.op not in VIEWS | {"dropout"}:
             return False
-        readers = self._readers.get(node.outputs[0], [])
+        readers = self.readers.get(node.outputs[0], [])
         return bool(readers) and all(self._normed_next(r) for r in readers)
 
     @cached_property
-    def _readers(self) -> dict[int, list[int]]:
+    def readers(self) -> dict[int, list[int]]:
+        """As `Graph.readers`."""
         return self.graph.readers()
 
     def tails(self, index: int) -> Iterator[Use]:
@@ -371,7 +386,7 @@ class Structure:
         for _ in range(24):
             if not front:
                 return False
-            for r in self._readers.get(front.pop(0), []):
+            for r in self.readers.get(front.pop(0), []):
                 node = self.graph.nodes[r]
                 if node.op in {"softmax", "_softmax", "_safe_softmax"}:
                     return True

@@ -48,7 +48,16 @@ class Fit(NamedTuple):
         q, mean = self.narrow(q, mean)
         if self.pairs == self.wide_pairs:
             return q, mean
-        return np.broadcast_to(q, self.wide_pairs), np.broadcast_to(mean, self.wide_segments)
+        return _copied(q, self.wide_pairs), _copied(mean, self.wide_segments)
+
+
+def _copied(table: Array, shape: tuple[int, ...]) -> Array:
+    """Broadcast to ``shape``; for small tables sooner done than `np.broadcast_to`."""
+    if table.shape == shape:
+        return table
+    out = np.empty(shape)
+    out[...] = table
+    return out
 
 
 def _taken(table: Array, axis: int, index: Index, shape: tuple[int, ...]) -> Array:
@@ -321,6 +330,24 @@ class Sum(NamedTuple):
         return (table.transpose(self.order).reshape(-1, self.weights.size) @ self.weights).reshape(
             self.shape
         )
+
+
+@lru_cache(maxsize=KEPT)
+def weighing(atoms: tuple[Atom, ...], axes: tuple[int, ...], of: Callable[[Atom], Array]) -> Sum:
+    """The plan of an average over some axes of a table, that stay with length 1.
+
+    Args:
+        atoms: of the table.
+        axes: which of them are averaged.
+        of: atom -> weights of its classes, or of its segments.
+    """
+    sizes = [of(atom).size for atom in atoms]
+    weights = np.ones(())
+    for axis in axes:
+        weights = np.multiply.outer(weights, of(atoms[axis]))
+    order = (*(a for a in range(len(atoms)) if a not in axes), *axes)
+    shape = tuple(1 if a in axes else n for a, n in enumerate(sizes))
+    return Sum(order, weights.reshape(-1) if axes else None, shape)
 
 
 class Reduction(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 from .algebra import plus, times
 from .arithmetic import Gradients
-from .domain import Abstract, averaged, full, measured, reshaped
+from .domain import Abstract, averaged, full, measured, once, reshaped
 from .elementary import floor_of
 from .gaussian import pointwise
 from .images import regrouped, restored
@@ -19,19 +19,28 @@ from .registry import backward, forward
 
 def per_channel(weight: Abstract | None, rank: int) -> Abstract | None:
     """A vector over axis 1 as it broadcasts to a tensor of that rank."""
-    if weight is None:
-        return None
+    return None if weight is None else _per_channel(weight, rank)
+
+
+@once
+def _per_channel(weight: Abstract, rank: int) -> Abstract:
     return Abstract((*weight.dims, *((),) * (rank - 2)), weight.mean, weight.q, noise=weight.noise)
 
 
 # batch and instance norm --------------------------------------------------------------------------
 
 
+@once
 def _inverse_root(variance: Abstract, eps: float) -> Abstract:
     if variance.known is not None:
         return measured(1 / np.sqrt(variance.known + eps)).plain()
     low = floor_of(variance)
     return pointwise(variance, lambda z: 1 / np.sqrt(np.maximum(z, low) + eps)).plain()
+
+
+@once
+def _by_running(x: Abstract, mean: Abstract, scale: Abstract) -> Abstract:
+    return times(plus(x, mean, 1.0, -1.0), scale)
 
 
 class Channels(NamedTuple):
@@ -67,7 +76,7 @@ class Channels(NamedTuple):
             return standardised(x, self.dims, self.eps).out
         assert self.shift is not None
         assert self.scale is not None
-        return times(plus(x, self.shift, 1.0, -1.0), self.scale)
+        return _by_running(x, self.shift, self.scale)
 
     def forward(self, x: Abstract, weight: Abstract | None, bias: Abstract | None) -> Abstract:
         """w x^ + b."""

@@ -67,14 +67,16 @@ def _row(v: float, n: Array) -> tuple[Array, Array, Array]:
 
 def _looked_up(table: Array, n: Array, v: Array) -> Array:
     """Bilinear in (root of v, ln n)."""
-    row = np.sqrt(np.clip(v, 0.0, MAX_VARIANCE)) / (_ROOTS[1] - _ROOTS[0])
-    column = np.clip(np.log(np.maximum(n, 1.0)), 0.0, _LOG_N[-1]) / (_LOG_N[1] - _LOG_N[0])
-    i = np.minimum(row.astype(int), _ROOTS.size - 2)
-    j = np.minimum(column.astype(int), _LOG_N.size - 2)
+    row = np.sqrt(np.minimum(np.maximum(v, 0.0), MAX_VARIANCE)) / (_ROOTS[1] - _ROOTS[0])
+    column = np.minimum(np.log(np.maximum(n, 1.0)), _LOG_N[-1]) / (_LOG_N[1] - _LOG_N[0])
+    i = np.minimum(row.astype(np.intp), _ROOTS.size - 2)
+    j = np.minimum(column.astype(np.intp), _LOG_N.size - 2)
     a, b = row - i, column - j
-    low = (1 - b) * table[i, j] + b * table[i, j + 1]
-    high = (1 - b) * table[i + 1, j] + b * table[i + 1, j + 1]
-    return np.asarray((1 - a) * low + a * high)
+    flat, at = table.reshape(-1), i * _LOG_N.size + j
+    low, high = flat.take(at), flat.take(at + _LOG_N.size)
+    low = low + b * (flat.take(at + 1) - low)
+    high = high + b * (flat.take(at + (_LOG_N.size + 1)) - high)
+    return np.asarray(low + a * (high - low))
 
 
 def tilt(n: Array, v: Array) -> Array:
@@ -96,34 +98,38 @@ def participation(n: Array, v: Array) -> Array:
     return np.asarray(odds / (odds + np.maximum(n - 1.0, 0.0)))
 
 
-def effective(n: Array, v: Array, shared: Array) -> Array:
+def effective(n: Array, v: Array, shared: Array, least: Array | None = None) -> Array:
     """The variance at which one row's P is two rows' E sum_j A_j A'_j.
 
     Args:
         n: number of keys.
         v: variance of the logits within a row.
         shared: covariance of the two rows' logits of one key, of different keys subtracted.
+        least: `freedom` of them, where it is known.
     """
     v = np.minimum(v, MAX_VARIANCE)
-    r = np.clip(shared / np.maximum(v, 1e-30), -1.0, 1.0)
-    least = _at_zero(n, v)
+    r = np.minimum(np.maximum(shared / np.maximum(v, 1e-30), -1.0), 1.0)
+    if least is None:
+        least = freedom(n, v)
     return np.asarray(v * (least * r + (1 - least) * np.sign(r) * np.abs(r) ** (2 + v / 3)))
 
 
-def _at_zero(n: Array, v: Array) -> Array:
+def freedom(n: Array, v: Array) -> Array:
     """((1 - P) / (1 - 1/n))^2: how much of an uncorrelated row's shares may still move."""
     apart = np.maximum(1.0 - 1.0 / np.maximum(n, 1.0), 1e-12)
-    return np.asarray(np.clip((1.0 - participation(n, v)) / apart, 0.0, 1.0) ** 2)
+    share = np.minimum(np.maximum((1.0 - participation(n, v)) / apart, 0.0), 1.0)
+    return np.asarray(share * share)
 
 
-def retention(n: Array, v: Array, shared: Array) -> Array:
+def retention(n: Array, v: Array, shared: Array, least: Array | None = None) -> Array:
     """E sum_j A_j A'_j (1 - A_j)(1 - A'_j), the mean gradient taken out, over K (1 - K).
 
     K = E sum_j A_j A'_j. For one row E[S_2 - 2 S_3 + S_2^2] / (P (1 - P)) with S_k = sum_j A_j^k,
     for uncorrelated rows ((1 - P) / (1 - 1/n))^2, between them linear in the correlation.
     """
-    r = np.clip(shared / np.maximum(v, 1e-30), 0.0, 1.0)
-    least = _at_zero(n, v)
+    r = np.minimum(np.maximum(shared / np.maximum(v, 1e-30), 0.0), 1.0)
+    if least is None:
+        least = freedom(n, v)
     return np.asarray(least + (_looked_up(_tables()[1], n, v) - least) * r)
 
 

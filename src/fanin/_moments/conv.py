@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .contract import biased
-from .domain import Abstract, coarsen, contracted, cut, merge_dim, permuted, reshaped, summed, uniform
+from .domain import (
+    Abstract,
+    coarsen,
+    contracted,
+    cut,
+    merge_dim,
+    permuted,
+    reshaped,
+    summed,
+    uniform,
+)
 from .labels import Label
 from .registry import backward, forward
 from .taps import MOST_SEGMENTS, Taps, unfolding

@@ -79,7 +79,9 @@ def _evaluated(x: Abstract, f: Function) -> tuple[Array, Array, Array]:
     variance[variance <= 1e-24 * own] = 0.0
     std = np.sqrt(variance)
     with np.errstate(all="ignore"):
-        values = np.broadcast_to(f(mean[:, None] + std[:, None] * _Z), (mean.size, _Z.size))
+        values = f(mean[:, None] + std[:, None] * _Z)
+        if np.shape(values) != (mean.size, _Z.size):
+            values = np.broadcast_to(values, (mean.size, _Z.size))
         if not math.isfinite(values.sum()):
             values = np.nan_to_num(values, posinf=1e150, neginf=-1e150)
     return mean, std, values
@@ -117,10 +119,12 @@ def _own(x: Abstract) -> Array:
 def _pairs_alike(q: Array, mean: float, variance: float, c: Array, second: float) -> Array:
     if variance <= 0:
         return np.full(q.shape, second)
-    r = np.clip((q.reshape(-1) - mean * mean) / variance, -1.0, 1.0)
+    r = np.minimum(np.maximum((q.reshape(-1) - mean * mean) / variance, -1.0), 1.0)
     squares = c * c
     table = _powers(r) @ squares
-    table += max(0.0, second - squares.sum()) * _high_degrees(r)
+    beyond = second - float(squares.sum())
+    if beyond > 1e-14 * second:
+        table += beyond * _high_degrees(r)
     table[0] = second
     return table.reshape(q.shape)
 

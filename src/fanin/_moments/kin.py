@@ -42,7 +42,10 @@ def certain(x: Abstract) -> float | None:
     if x.mean.size != 1:
         return None
     value = float(x.mean.item(0))
-    return value if x.q.item(0) == value * value and (x.q == value * value).all() else None
+    square = value * value
+    if x.q.item(0) != square or x.q.item(-1) != square:
+        return None
+    return value if (x.q == square).all() else None
 
 
 def covers(x: Abstract, y: Abstract) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 
 from .algebra import plus, times, unbroadcast
 from .arithmetic import Gradients
-from .domain import Abstract, averaged, constant, multiplied, scaled
+from .domain import Abstract, averaged, constant, multiplied, once, scaled
 from .images import normed
 from .registry import backward, forward
 from .rows import centred, freedom, levelled, levelled_backward
@@ -60,6 +60,11 @@ def standardised(
     x: Abstract, dims: Sequence[int], eps: float, *, centre: bool = True
 ) -> Standardised:
     """(x - m) / sqrt(v + eps) over the axes ``dims``."""
+    return _standardised(x, tuple(dims), eps, centre)
+
+
+@once
+def _standardised(x: Abstract, dims: tuple[int, ...], eps: float, centre: bool) -> Standardised:
     c = centred(x, dims) if centre else x.plain()
     out, scale = levelled(
         c, dims, lambda v: 1 / np.sqrt(np.maximum(v + eps, 1e-300)), common=not centre
@@ -93,8 +98,8 @@ def to_affine(
 # layer and RMS norm -------------------------------------------------------------------------------
 
 
-def _last(x: Abstract, normalized_shape: Sequence[int]) -> list[int]:
-    return list(range(len(x.dims) - len(normalized_shape), len(x.dims)))
+def _last(x: Abstract, normalized_shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(range(len(x.dims) - len(normalized_shape), len(x.dims)))
 
 
 @forward("layer_norm")
@@ -172,9 +177,9 @@ def fused_rms_norm(
 # weight norm --------------------------------------------------------------------------------------
 
 
-def _all_but(v: Abstract, dim: int) -> list[int]:
+def _all_but(v: Abstract, dim: int) -> tuple[int, ...]:
     rank = len(v.dims)
-    return list(range(rank)) if dim == -1 else [d for d in range(rank) if d != dim % rank]
+    return tuple(d for d in range(rank) if dim == -1 or d != dim % rank)
 
 
 @forward("_weight_norm")

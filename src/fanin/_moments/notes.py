@@ -124,7 +124,9 @@ def centred_reduction(out: Abstract, x: Abstract, count: int, factor: float = 1.
 
 def note_of(x: Abstract, kind: type[T]) -> T | None:
     """The first note of that type, if ``x`` has one."""
-    return next((note for note in x.note or () if isinstance(note, kind)), None)
+    if not x.note:
+        return None
+    return next((note for note in x.note if isinstance(note, kind)), None)
 
 
 def relations(x: Abstract) -> list[Mapped]:
@@ -171,10 +173,9 @@ def linear(f: Function) -> tuple[float, float] | None:
     with np.errstate(all="ignore"):
         at = np.asarray(f(_PROBE), float)
     slope, offset = float(at[1] - at[0]), float(at[0])
-    straight = np.allclose(
-        at, offset + slope * _PROBE, rtol=1e-9, atol=1e-12 * (abs(slope) + abs(offset))
-    )
-    return (slope, offset) if straight else None
+    line = offset + slope * _PROBE
+    slack = 1e-9 * np.abs(line) + 1e-12 * (abs(slope) + abs(offset))
+    return (slope, offset) if bool((np.abs(at - line) <= slack).all()) else None
 
 
 def square(f: Function) -> float | None:
@@ -182,7 +183,9 @@ def square(f: Function) -> float | None:
     with np.errstate(all="ignore"):
         at = np.asarray(f(_PROBE), float)
     a = float(at[1])
-    return a if np.allclose(at, a * _PROBE**2, rtol=1e-9, atol=1e-12 * abs(a)) else None
+    curve = a * (_PROBE * _PROBE)
+    slack = 1e-9 * np.abs(curve) + 1e-12 * abs(a)
+    return a if bool((np.abs(at - curve) <= slack).all()) else None
 
 
 def reductions(dims: Iterable[int] | int | None, rank: int) -> list[int]:

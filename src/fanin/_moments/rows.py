@@ -22,6 +22,7 @@ from .domain import (
     mean_over,
     multiplied,
     over_pairs,
+    weighed,
 )
 from .gaussian import pointwise
 from .strata import Array, Atom, Index
@@ -32,13 +33,10 @@ SHARED = 0.03  # of a row's level that may be its own mean's before that is foll
 
 def with_mean(x: Abstract, dims: Sequence[int], own: float, mean: float) -> Abstract:
     """own x + mean m, m the mean of x over the axes ``dims``: q = own^2 E x x' + ... + mean^2 E m m'."""
-    right = left = both = x.q
+    right = left = x.q
     axes = x.axes(dims)
-    average = x.mean
-    for axis in axes:
-        atom = x.atoms[axis]
-        both = np.expand_dims(np.tensordot(over_pairs(atom), both, (0, axis)), axis)
-        average = np.expand_dims(np.tensordot(strata.shares(atom), average, (0, axis)), axis)
+    both = weighed(x.q, x.atoms, axes, over_pairs)
+    average = weighed(x.mean, x.atoms, axes, strata.shares)
     if all(len(x.atoms[axis]) == 1 for axis in axes):
         right = left = both
     else:
@@ -72,10 +70,8 @@ def centred(x: Abstract, dims: Sequence[int]) -> Abstract:
 
 def level(x: Abstract, dims: Sequence[int]) -> Array:
     """E mean(x^2) over the axes ``dims``, by segments of the others."""
-    own = x.q[tuple(slice(len(a)) for a in x.atoms)]
-    for axis in x.axes(dims):
-        own = np.expand_dims(np.tensordot(strata.shares(x.atoms[axis]), own, (0, axis)), axis)
-    return np.asarray(own)
+    own = x.q[tuple(map(slice, x.mean.shape))]
+    return weighed(own, x.atoms, x.axes(dims), strata.shares)
 
 
 def levelled(
@@ -94,7 +90,7 @@ def levelled(
     """
     v = np.maximum(level(x, dims), 0.0)
     m = averaged(x.plain(), dims, keep=True)
-    if common and m.second_moment > SHARED * float(v.mean()):
+    if common and m.second_moment > SHARED * _mean(v):
         return _split(x, dims, g, m)
     with np.errstate(all="ignore"):
         values = np.asarray(np.broadcast_to(g(v), v.shape), float)
@@ -113,20 +109,16 @@ def _split(x: Abstract, dims: Sequence[int], g: Function, m: Abstract) -> tuple[
     return added(shared, multiplied(c, scale)).with_(noise=x.noise), scale
 
 
+def _mean(table: Array) -> float:
+    return float(table.item(0)) if table.size == 1 else float(table.mean())
+
+
 def freedom(x: Abstract, dims: Sequence[int]) -> float:
     """How many independent numbers a row holds: (E mean x^2)^2 over the mean of squared pairs."""
-    size = float(level(x, dims).mean())
-    own = tuple(slice(len(atom)) for atom in x.atoms)
-    pairs = float(_row_pairs(x, dims)[own].mean())
+    size = _mean(level(x, dims))
+    squares = weighed(x.q * x.q, x.atoms, x.axes(dims), over_pairs)
+    pairs = _mean(squares[tuple(map(slice, x.mean.shape))])
     return size * size / pairs if pairs > 0 else np.inf
-
-
-def _row_pairs(x: Abstract, dims: Sequence[int]) -> Array:
-    """(E x x')^2 averaged over all pairs of a row's numbers."""
-    pairs = x.q * x.q
-    for axis in x.axes(dims):
-        pairs = np.expand_dims(np.tensordot(over_pairs(x.atoms[axis]), pairs, (0, axis)), axis)
-    return pairs
 
 
 def dissimilarity(x: Abstract, dims: Sequence[int]) -> Array:
@@ -135,14 +127,12 @@ def dissimilarity(x: Abstract, dims: Sequence[int]) -> Array:
     rho is the rows' cosine, n how many independent numbers a row holds (Fisher 1915: the mean of a
     sample correlation).
     """
-    alike = x.q
-    for axis in x.axes(dims):
-        alike = np.expand_dims(np.tensordot(strata.same(x.atoms[axis]), alike, (0, axis)), axis)
+    alike = weighed(x.q, x.atoms, x.axes(dims), strata.same)
     n = freedom(x, dims)
-    size = float(level(x, dims).mean())
+    size = _mean(level(x, dims))
     if not size > 0 or not np.isfinite(n):
         return np.ones(())
-    cosine = np.clip(alike / size, -1.0, 1.0) if x.uniform else _cosines(x, alike)
+    cosine = np.minimum(np.maximum(alike / size, -1.0), 1.0) if x.uniform else _cosines(x, alike)
     return np.asarray(1.0 - min(1.0 / n, 1.0) * (1.0 - cosine * cosine) / 2)
 
 
@@ -196,7 +186,7 @@ def levelled_backward(
         share: e, 1 for v^(-1/2).
         free: degrees of freedom (`freedom`).
     """
-    size = float(level(hat, dims).mean())
+    size = _mean(level(hat, dims))
     if not size > 0:
         return multiplied(grad.plain(), scale)
     unit = Abstract(hat.dims, hat.mean * (share / size) ** 0.5, hat.q * (share / size))
@@ -216,18 +206,24 @@ def _projected(g: Abstract, hat: Abstract, dims: Sequence[int]) -> Array:
     axes = hat.axes(dims)
     n = math.prod(sum(hat.atoms[axis]) for axis in axes)
     if any(len(hat.atoms[axis]) > 1 for axis in axes):
-        return np.asarray(g.q * float(level(hat, dims).mean()) / n)
-    own = hat.q
-    for axis in set(range(hat.q.ndim)) - set(axes):
-        weights = strata.same(hat.atoms[axis])
-        own = np.expand_dims(np.tensordot(weights, own, (0, axis)), axis)
-    first, second = g.q, own
-    for axis in axes:
-        m = sum(hat.atoms[axis])
-        matrix = np.array([[1.0, m - 1.0], [1.0, -1.0]])
-        first, second = along(first, axis, matrix), along(second, axis, matrix)
-    product = first * second / n
-    for axis in axes:
-        m = sum(hat.atoms[axis])
-        product = along(product, axis, np.array([[1.0, m - 1.0], [1.0, -1.0]]) / m)
-    return product
+        return np.asarray(g.q * _mean(level(hat, dims)) / n)
+    others = [axis for axis in range(hat.q.ndim) if axis not in axes]
+    own = weighed(hat.q, hat.atoms, others, strata.same)
+    order = (*others, *axes)
+    there, back = _spectrum(tuple(sum(hat.atoms[axis]) for axis in axes))
+    first = g.q.transpose(order).reshape(-1, len(there)) @ there
+    second = own.reshape(-1, len(there)) @ there
+    product = first * second / n @ back
+    shape = [g.q.shape[axis] for axis in order]
+    return product.reshape(shape).transpose(np.argsort(order))
+
+
+@lru_cache(maxsize=4096)
+def _spectrum(lengths: tuple[int, ...]) -> tuple[Array, Array]:
+    """From classes of alike positions on axes of those lengths to eigenvalues, and back; transposed."""
+    there: Array = np.ones((1, 1))
+    back: Array = there
+    for n in lengths:
+        one = np.array([[1.0, 1.0], [n - 1.0, -1.0]])
+        there, back = np.asarray(np.kron(there, one)), np.asarray(np.kron(back, one / n))
+    return there, back

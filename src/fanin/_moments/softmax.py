@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from itertools import accumulate
+
 import numpy as np
 
 from . import strata
-from .concentration import effective, log_sum_covariance, log_sum_mean, retention, tilt
+from .concentration import effective, freedom, log_sum_covariance, log_sum_mean, retention, tilt
 from .domain import Abstract, aligned, fitted, limited, merge_dim, multiplied, scaled, uniform
 from .masks import Flat, Pattern, flat, packed, pattern, strata_of
 from .registry import backward, forward
@@ -16,23 +19,23 @@ class Rows:
     """Logits as a matrix: classes of row pairs x classes of key pairs.
 
     Args:
-        z: the logits.
+        dims: of the logits.
         dim: their key axis.
         outer: the axes of the tensor whose classes come last among the rows'.
     """
 
-    def __init__(self, z: Abstract, dim: int, outer: list[int]) -> None:
-        inner = [d for d in range(len(z.dims)) if d != dim and d not in outer]
-        self.dims = z.dims
-        self.order = z.axes([*inner, *outer, dim])
-        atoms = z.atoms
-        split = len(self.order) - len(z.dims[dim])
+    def __init__(self, dims: Dims, dim: int, outer: tuple[int, ...]) -> None:
+        inner = [d for d in range(len(dims)) if d != dim and d not in outer]
+        starts = [0, *accumulate(map(len, dims))]
+        atoms = [atom for d in dims for atom in d]
+        self.order = [a for d in (*inner, *outer, dim) for a in range(starts[d], starts[d + 1])]
+        split = len(self.order) - len(dims[dim])
         self.rows = flat(tuple(atoms[a] for a in self.order[:split]))
         self.keys = flat(tuple(atoms[a] for a in self.order[split:]))
-        self.alike = flat(tuple(atoms[a] for a in z.axes(inner)))
-        self.shape = [z.q.shape[a] for a in self.order]
-        self.segments = [z.mean.shape[a] for a in self.order]
-        self.split = split
+        self.alike = flat(tuple(atom for d in inner for atom in dims[d]))
+        self.shape = [len(strata.pairs(atoms[a])) for a in self.order]
+        self.segments = [len(atoms[a]) for a in self.order]
+        self.back = np.argsort(self.order)
 
     def table(self, q: Array) -> Array:
         """``q`` as a matrix."""
@@ -44,11 +47,11 @@ class Rows:
 
     def tensor(self, table: Array) -> Array:
         """The matrix as a table of the tensor's classes; the inverse of `table`."""
-        return table.reshape(self.shape).transpose(np.argsort(self.order))
+        return table.reshape(self.shape).transpose(self.back)
 
     def mean_tensor(self, means: Array) -> Array:
         """The inverse of `means`."""
-        return means.reshape(self.segments).transpose(np.argsort(self.order))
+        return means.reshape(self.segments).transpose(self.back)
 
     def per_row(self, values: Array) -> Array:
         """One number a class of rows, of the shape of ``q``."""
@@ -65,6 +68,12 @@ class Rows:
         table = self.per_row(q)[tuple(first)]
         dims = (*z.dims[:dim], *(((),) if keep else ()), *z.dims[dim + 1 :])
         return Abstract(dims, mean, table)
+
+
+@lru_cache(maxsize=1024)
+def rows_of(dims: Dims, dim: int, outer: tuple[int, ...] = ()) -> Rows:
+    """`Rows`, made once for logits on these axes."""
+    return Rows(dims, dim, outer)
 
 
 def attention_weights(z: Abstract, dim: int = -1) -> Abstract:
@@ -95,7 +104,7 @@ def _laid_out(z: Abstract, dim: int) -> tuple[Abstract, Rows, Pattern]:
     """The logits on axes that tell the mask's segments apart, as a matrix, and the mask."""
     allowed = z.allowed
     if allowed is None or allowed.all():
-        rows = Rows(z, dim, [])
+        rows = rows_of(z.dims, dim)
         n = float(rows.keys.sizes.sum())
         even = np.full((rows.rows.sizes.size, rows.keys.sizes.size), 1 / n)
         return z, rows, Pattern(np.full((1, 1), 1 / n**2), even, np.full(rows.rows.sizes.size, n))
@@ -106,24 +115,27 @@ def _laid_out(z: Abstract, dim: int) -> tuple[Abstract, Rows, Pattern]:
     for d, atom in zip(outer, strata_of(mask), strict=True):
         dims[d] = (strata.union(dims[d][0], atom),)
     z = fitted(z, tuple(dims))
-    rows = Rows(z, dim, outer)
+    rows = rows_of(z.dims, dim, tuple(outer))
     seen = pattern(mask, tuple(z.dims[d][0] for d in outer), z.dims[dim][0])
-    repeat = rows.alike
-    return (
-        z,
-        rows,
-        Pattern(
-            np.tile(seen.pairs, (repeat.pairs.size, 1)),
-            np.tile(seen.single, (repeat.sizes.size, 1)),
-            np.tile(seen.counts, repeat.sizes.size),
-        ),
+    return z, rows, _repeated(seen, rows.alike.pairs.size, rows.alike.sizes.size)
+
+
+@lru_cache(maxsize=256)
+def _repeated(seen: Pattern, classes: int, segments: int) -> Pattern:
+    """The same mask in every row of the other axes."""
+    return Pattern(
+        np.tile(seen.pairs, (classes, 1)),
+        np.tile(seen.single, (segments, 1)),
+        np.tile(seen.counts, segments),
     )
 
 
 def _tilted(
     rows: Rows, z: Abstract, given: Pattern
-) -> tuple[Array, Array, tuple[Array, Array, Array], Array]:
-    """E[W W'] tilted by the logits, E A, and by class of rows (n, v, shared covariance) and the rest."""
+) -> tuple[Array, Array, tuple[Array, Array, Array, Array], Array]:
+    """E[W W'] tilted by the logits, E A, and by class of rows (n, v, shared covariance, freedom) and
+    the covariance of different keys.
+    """
     covariance = rows.table(z.q - z.outer())
     first, density = given.single, given.pairs
     row, key = rows.rows, rows.keys
@@ -136,12 +148,13 @@ def _tilted(
     own = np.maximum(shared[row.own], 0.0)
     n = np.sqrt(given.counts[row.left] * given.counts[row.right])
     v = np.sqrt(own[row.left] * own[row.right])
-    at = effective(n, v, shared)
+    least = freedom(n, v)
+    at = effective(n, v, shared, least)
     slope = np.where(
         np.abs(shared) > 1e-12, at * tilt(n, np.abs(at)) / np.where(shared == 0, 1.0, shared), 0.0
     )
     weight = np.exp(np.clip(slope[:, None] * (covariance - apart[:, None]), -80.0, 80.0))
-    return density * weight, first, (n, v, shared), apart
+    return density * weight, first, (n, v, shared, least), apart
 
 
 def _push(rows: Rows, covariance: Array, mean: Array, given: Pattern) -> Array:
@@ -186,7 +199,7 @@ def attention_weights_backward(weights: Abstract, grad: Abstract, dim: int = -1)
     a, g = aligned([weights.plain(), grad.plain()])
     if len(a.dims[dim]) > 1 and not (a.uniform and g.uniform):
         a, g = merge_dim(a, dim), merge_dim(g, dim)
-    rows = Rows(a, dim, [])
+    rows = rows_of(a.dims, dim)
     table = _centred(rows.table(a.q), rows.table(g.q), rows.keys)
     q = rows.tensor(table) * _retained(weights, a.dims)
     return Abstract(a.dims, np.zeros_like(a.mean), q, noise=grad.noise)
@@ -214,15 +227,19 @@ def _centred(weights: Array, grads: Array, key: Flat) -> Array:
         mean = (mass * grads).sum(axis=1, keepdims=True) / np.where(total == 0, 1.0, total)
         return weights * (grads - mean)
     blocks, sums = _blocks(mass, s), _blocks(mass * grads, s)
-    matrix = np.zeros((mass.shape[0], 2 * s, 2 * s))
-    matrix[:, :s, s:], matrix[:, s:, :s] = blocks, blocks.transpose(0, 2, 1)
-    diagonal = np.concatenate([blocks.sum(axis=2), blocks.sum(axis=1)], axis=1)
-    floor = 1e-13 * np.abs(diagonal).max(axis=1, keepdims=True) + 1e-300
+    of_rows, of_columns = blocks.sum(axis=2), blocks.sum(axis=1)
+    largest = np.maximum(np.abs(of_rows).max(axis=1), np.abs(of_columns).max(axis=1))
     # A constant may move between u and w: the floor pins it without moving the sums.
-    matrix[:, np.arange(2 * s), np.arange(2 * s)] = diagonal + floor
-    target = np.concatenate([sums.sum(axis=2), sums.sum(axis=1)], axis=1)
-    found = np.linalg.solve(matrix, target[..., None])[..., 0]
-    return np.asarray(weights * (grads - found[:, :s][:, key.left] - found[:, s:][:, key.right]))
+    floor = (1e-13 * largest + 1e-300)[:, None]
+    of_rows = of_rows + floor
+    shares = blocks / of_rows[:, :, None]
+    matrix = -np.matmul(blocks.transpose(0, 2, 1), shares)
+    matrix[:, np.arange(s), np.arange(s)] += of_columns + floor
+    target = sums.sum(axis=2)
+    rest = sums.sum(axis=1) - np.matmul(target[:, None], shares)[:, 0]
+    w = np.linalg.solve(matrix, rest[..., None])[..., 0]
+    u = (target - np.matmul(blocks, w[..., None])[..., 0]) / of_rows
+    return np.asarray(weights * (grads - u[:, key.left] - w[:, key.right]))
 
 
 def _blocks(table: Array, s: int) -> Array:
@@ -264,7 +281,7 @@ def _log_sum(x: Abstract, dim: int) -> tuple[Abstract, Rows, Array, Array, Array
     the different keys' covariance, and that.
     """
     z, rows, given = _laid_out(x, dim)
-    _, _, (n, v, shared), apart = _tilted(rows, z, given)
+    _, _, (n, v, shared, _), apart = _tilted(rows, z, given)
     own = rows.rows.own
     height = log_sum_mean(n[own], v[own])
     return z, rows, height, log_sum_covariance(n, v, shared), np.stack([apart, shared / n])
@@ -317,7 +334,7 @@ def log_softmax_backward(grad: Abstract, x: Abstract, dim: int) -> dict[str, Abs
     dim %= len(x.dims)
     a, g = aligned([attention_weights(x, dim).plain(), grad.plain()])
     a, g = uniform(a, [dim]), uniform(g, [dim])
-    rows = Rows(g, dim, [])
+    rows = rows_of(g.dims, dim)
     table, n = rows.table(g.q), rows.keys.sizes.sum()
     total = table @ rows.keys.pairs / n
     back = table + (rows.table(a.q) * n - 2 / n) * total[:, None]

@@ -86,6 +86,13 @@ def same(atom: Atom) -> Array:
     return np.concatenate([shares(atom), np.zeros(len(atom) ** 2)])
 
 
+@lru_cache(maxsize=65536)
+def different(atom: Atom) -> Array:
+    """Weights of the classes in an average over pairs of different indices."""
+    weights = np.concatenate([np.zeros(len(atom)), np.maximum(pairs(atom)[len(atom) :], UNPAIRED)])
+    return weights / weights.sum()
+
+
 def classes(i: Index, j: Index, equal: npt.NDArray[np.bool_], segments: int) -> Index:
     """The class of pairs from segments i and j, of the same index where ``equal``."""
     return np.where(equal, i, segments + i * segments + j)

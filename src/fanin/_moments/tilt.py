@@ -23,7 +23,18 @@ from typing import Any
 import numpy as np
 
 from . import strata
-from .domain import Abstract, added, contracted, limited, multiplied, permuted, reshaped, uniform
+from .domain import (
+    Abstract,
+    added,
+    contracted,
+    limited,
+    multiplied,
+    once,
+    permuted,
+    reshaped,
+    uniform,
+    weighed,
+)
 from .strata import Array, Dim
 
 
@@ -138,7 +149,7 @@ def aimed(rows: Abstract, met: Abstract, read: Abstract, scale: float) -> Abstra
     kernel = Abstract((dim,), np.zeros(_ones(dim)), own)
     push = contracted(rows.plain(), labels, kernel, labels[-1:], labels[:-1])
     width = independent_numbers(source.of, source.channels)
-    table = within(read) * (scale * scale / width)
+    table = np.asarray(within(read) * (scale * scale / width))
     channels = Abstract((read.dims[-1],), np.zeros(_ones(read.dims[-1])), table)
     column = Abstract((*push.dims, ()), np.zeros_like(push.mean), push.q)
     return multiplied(column, channels)
@@ -154,15 +165,23 @@ def _plus(out: Abstract, part: Abstract) -> Abstract:
     return whole
 
 
+@once
 def within(x: Abstract) -> Array:
     """E x x' less that of different positions of one sequence, by class of the last axis."""
-    x = uniform(x, range(len(x.dims) - 1))
-    same = (0,) * sum(map(len, x.dims[:-2]))
-    alike = (0,) * len(x.dims[-2])
-    apart = (1,) * len(x.dims[-2])
-    return np.asarray(x.q[same + alike] - x.q[same + apart]) if alike else np.zeros_like(x.q[same])
+    batch = x.axes(range(len(x.dims) - 2))
+    shape = x.q.shape[len(batch) :]
+    table = weighed(x.q, x.atoms, batch, strata.same).reshape(shape)
+    positions = range(len(x.dims[-2]))
+    if not positions:
+        return np.zeros(shape)
+    atoms = x.atoms[len(batch) :]
+    alike, apart = (
+        weighed(table, atoms, positions, which) for which in (strata.same, strata.different)
+    )
+    return (alike - apart).reshape(shape[len(positions) :])
 
 
+@once
 def independent_numbers(x: Abstract, channels: int = -1) -> float:
     """(sum of variances)^2 / (sum of squared covariances) of the channels of one position."""
     x = uniform(x)
@@ -175,7 +194,7 @@ def independent_numbers(x: Abstract, channels: int = -1) -> float:
     first = float(covariance.item(0))
     if not first > 0:
         return float(strata.size(x.dims[-1]))
-    squares = (covariance / first) ** 2
+    squares = np.square(covariance / first)
     for atom in reversed(x.dims[-1]):
         squares = squares @ strata.pairs(atom)
     return float(strata.size(x.dims[-1])) ** 2 / float(squares)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .domain import Abstract, joint_weights, over_pairs
+from .domain import Abstract, joint_weights, once, over_pairs
 
 _Z = np.linspace(-5.5, 5.5, 23)
 _W = np.exp(-_Z * _Z / 2)
 _W /= _W.sum()
 
 
+@once
 def fluctuation(x: Abstract) -> float:
     """Variance of (mean of x^2) / E[x^2] over draws: of n independent numbers (E x^4/(E x^2)^2 - 1)/n.
 

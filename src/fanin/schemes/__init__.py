@@ -6,9 +6,11 @@ from .._errors import InvalidValueError, one_of
 from .._recipes import Scheme
 from . import auto, cs336, edge_of_chaos, gpt2, kaiming, orthogonal, torch, xavier
 
+_MODULES = (torch, kaiming, xavier, orthogonal, edge_of_chaos, cs336, gpt2)
+_OBJECTIVES = (auto.FORWARD, auto.BACKWARD, auto.EDGE_OF_CHAOS, auto.ISOMETRY)
+
 SCHEMES: dict[str, Scheme] = {
-    module.SCHEME.name: module.SCHEME
-    for module in (auto, torch, kaiming, xavier, orthogonal, edge_of_chaos, cs336, gpt2)
+    scheme.name: scheme for scheme in (auto.SCHEME, *(m.SCHEME for m in _MODULES), *_OBJECTIVES)
 }
 
 

@@ -1,4 +1,17 @@
-"""`auto`: chosen from what the model is made of."""
+"""`auto`: chosen from what the model is made of, or for one objective that you name.
+
+`auto` takes `auto:isometry` for a plain stack and `auto:forward` for anything that rescales its
+signal by itself. What the objectives ask of every product with weights:
+
+- ``auto:forward``: an output of second moment 1 (He et al. 2015, eq. 10).
+- ``auto:backward``: a gradient that is neither larger nor smaller at its input than behind the
+  nonlinearity after it (He et al. 2015, eq. 14), through any graph.
+- ``auto:edge_of_chaos``: the second moment q at which V(q) = q and chi(q) = 1 (Schoenholz et al. 2017).
+- ``auto:isometry``: that, with orthogonal matrices, so that all singular values of the
+  input-output Jacobian stay near 1 (Pennington et al. 2017; Xiao et al. 2018).
+
+Residual branches, attention logits and heads are scaled alike in all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +19,7 @@ from math import sqrt
 
 from .._errors import InvalidValueError
 from .._facts import FREE_ROLE, WEIGHT_ROLES, ModelFacts, ParamInfo
+from .._gains import gain
 from .._recipes import (
     VECTORS,
     Choice,
@@ -20,8 +34,11 @@ from .._recipes import (
     writes_to_residual,
 )
 from ..distributions import Constant, Kept, Normal
-from ..initializers import LecunNormal
-from .edge_of_chaos import critical, critical_biases, critical_point
+from ..initializers import LecunNormal, VarianceScaling
+from .edge_of_chaos import critical, critical_biases, critical_point, isometry
+
+
+NO_EDGE = "no edge of chaos exists; "
 
 
 def choose(info: ParamInfo, facts: ModelFacts) -> Choice:
@@ -34,7 +51,7 @@ def choose(info: ParamInfo, facts: ModelFacts) -> Choice:
         try:
             return critical(info, facts)
         except InvalidValueError:
-            return forward(info, facts, "no edge of chaos exists; ")
+            return forward(info, facts, NO_EDGE)
     return forward(info, facts)
 
 
@@ -55,8 +72,13 @@ def forward(info: ParamInfo, facts: ModelFacts, why: str = "") -> Choice:
 
 def biases(info: ParamInfo, facts: ModelFacts) -> Choice | None:
     """The edge of chaos's biases in a plain stack."""
+    return edge_biases(info, facts) if plain(facts) else None
+
+
+def edge_biases(info: ParamInfo, facts: ModelFacts) -> Choice | None:
+    """The edge of chaos's biases, where it exists."""
     try:
-        return critical_biases(info, facts) if plain(facts) else None
+        return critical_biases(info, facts)
     except InvalidValueError:
         return None
 
@@ -86,18 +108,55 @@ def bare(info: ParamInfo, _: ModelFacts) -> Choice | None:
     return None
 
 
+def gaussian(info: ParamInfo, facts: ModelFacts) -> Choice:
+    """The variance of the edge of chaos, drawn independently."""
+    if info.activation is None:
+        return forward(info, facts)
+    try:
+        q, sigma_w2, _ = critical_point(info.activation, facts.layers)
+    except InvalidValueError:
+        return forward(info, facts, NO_EDGE)
+    why = f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}; {followed_by(info)}"
+    return Choice(scaled(LecunNormal(), sqrt(sigma_w2)), why)
+
+
+def orthogonal(info: ParamInfo, facts: ModelFacts) -> Choice:
+    """Orthogonal matrices at the edge of chaos, or of unit output where there is none."""
+    try:
+        return critical(info, facts)
+    except InvalidValueError:
+        g = forward_gain(info.activation)
+        return isometry(info, facts, g, f"{NO_EDGE}gain {g:.4g}; {followed_by(info)}")
+
+
+def backward(info: ParamInfo, _: ModelFacts) -> Choice:
+    """Std = gain/sqrt(fan_out), the gain that of the derivative."""
+    g = 1.0 if info.activation is None else gain(info.activation, criterion="backward")
+    made = VarianceScaling(1.0, "fan_out", "normal")
+    return Choice(scaled(made, g), f"gain {g:.4g}/sqrt(fan_out); {followed_by(info)}")
+
+
 def targets(facts: ModelFacts) -> dict[str, float]:
     """Second moments of the weights' outputs: in a plain stack those of the edge of chaos."""
-    if not plain(facts):
-        return {}
+    return critical_targets(facts) if plain(facts) else unit_targets(facts)
+
+
+def critical_targets(facts: ModelFacts) -> dict[str, float]:
+    """The second moment at which each nonlinearity is critical, by the weight before it."""
     found = {}
     for info in facts.params:
         if info.role in WEIGHT_ROLES and info.activation is not None:
             try:
-                found[info.name] = critical_point(info.activation, facts.layers)[0]
+                q = critical_point(info.activation, facts.layers)[0]
             except InvalidValueError:
                 continue
-    return found
+            found[info.name] = q / info.factor**2
+    return {**unit_targets(facts), **found}
+
+
+def unit_targets(facts: ModelFacts) -> dict[str, float]:
+    """Every nonlinearity's argument has second moment 1, so have outputs that none follows."""
+    return {p.name: p.factor**-2 for p in facts.params if p.factor != 1.0}
 
 
 SCHEME = Scheme(
@@ -106,4 +165,33 @@ SCHEME = Scheme(
     "Schoenholz et al. 2017; Pennington et al. 2017; Xiao et al. 2018; He et al. 2015; Radford et al. 2019",
     (rnn_hidden, weights(choose), embeddings(), biases, *VECTORS, bare),
     targets,
+)
+FORWARD = Scheme(
+    "auto:forward",
+    "solved: every product with weights has an output of second moment 1",
+    "He et al. 2015, eq. 10",
+    (rnn_hidden, weights(forward), embeddings(), *VECTORS, bare),
+    unit_targets,
+)
+BACKWARD = Scheme(
+    "auto:backward",
+    "solved: the gradient keeps its second moment from product to product",
+    "He et al. 2015, eq. 14",
+    (rnn_hidden, weights(backward), embeddings(), *VECTORS, bare),
+    unit_targets,
+    "backward",
+)
+EDGE_OF_CHAOS = Scheme(
+    "auto:edge_of_chaos",
+    "solved: every nonlinearity at its critical second moment, weights independent",
+    "Poole et al. 2016; Schoenholz et al. 2017, eq. 5",
+    (rnn_hidden, weights(gaussian), embeddings(), edge_biases, *VECTORS, bare),
+    critical_targets,
+)
+ISOMETRY = Scheme(
+    "auto:isometry",
+    "solved: every nonlinearity at its critical second moment, weights orthogonal",
+    "Saxe et al. 2014; Pennington et al. 2017; Xiao et al. 2018",
+    (rnn_hidden, weights(orthogonal), embeddings(), edge_biases, *VECTORS, bare),
+    critical_targets,
 )
