@@ -72,8 +72,8 @@ def check_backward(case: Case) -> None:
     """The transposed rule's moments of each argument's gradient against autograd's."""
     outputs = _list(predict(case))
     grad = case.grad or _white(outputs[0].shape)
-    given = {**case.args, "op": case.op, "grad": grad, "grads": [grad, *[None] * (len(outputs) - 1)],
-             "output": outputs[0], "outputs": outputs, "shapes": [o.shape for o in outputs]}  # fmt: skip
+    given = {"op": case.op, "grad": grad, "grads": [grad, *[None] * (len(outputs) - 1)], "output": outputs[0],
+             "outputs": outputs, "shapes": [o.shape for o in outputs], **case.args}  # fmt: skip
     predicted = BACKWARD[case.op](**given)
     rng = np.random.default_rng(1)
     samples: dict[str, list[Any]] = {}

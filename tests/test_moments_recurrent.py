@@ -10,10 +10,15 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
+from fanin import _signal as signal
+from fanin._capture import capture
+from fanin._inputs import as_inputs
 from fanin._moments import recurrent, registry
 from fanin._moments.domain import added, concatenated, constant, full, measured
 from fanin._moments.timeline import Grid, Ragged
+from fanin._weights import of_model
 from monte_carlo import Case as AnyCase
 from monte_carlo import check_backward, check_forward
 from tensors import correlated, stratified
@@ -83,6 +88,7 @@ def single(op, b=5, c=10, h=24, biases=True):
     }
 
 
+ENDS, SIZES = measured(np.array([4, 4, 2, 1])), measured(np.array([4, 3, 2, 2]))
 CASES = [
     *(Case(op, sequence(op)) for op in GATES),
     *(Case(op, sequence(op, biases=False, t=5, state=0.5), label="state") for op in GATES),
@@ -98,6 +104,11 @@ CASES = [
     Case("gru", sequence("gru", x=stratified(9, 3, 10, dim=0)), label="strata"),
     Case("rnn_relu", sequence("rnn_relu", t=1, b=1), label="one-step"),
     Case("gru", packed("gru", directions=2), label="packed-both-ways", rtol=0.08, grad_rtol=0.15),
+    *(AnyCase("_pack_padded_sequence", {"x": correlated(*shape, mean=0.3), "lengths": ENDS, "batch_first": first},
+              label=str(first)) for first, shape in ((True, (4, 5, 6)), (False, (5, 4, 6)))),
+    *(AnyCase("_pad_packed_sequence", {"data": correlated(11, 6, mean=0.3), "batch_sizes": SIZES, "batch_first": first,
+              "padding_value": value, "total_length": length}, label=f"{first}-{value}")
+      for first, value, length in ((True, 0.0, 0), (False, 0.7, 7))),
 ]  # fmt: skip
 
 
@@ -151,3 +162,49 @@ def test_first_states_are_small():
     y = registry.FORWARD["lstm"](op="lstm", **sequence("lstm", t=12))[0]
     assert len(y.dims[0][0]) > 2
     assert (np.diff(y.q[: len(y.dims[0][0]), 0, 0]) > 0).all()
+
+
+class Encoder(torch.nn.Module):
+    """Sequences of several lengths through a recurrent network, packed, and side by side again."""
+
+    def __init__(self, kind: str, lengths: tuple[int, ...]):
+        super().__init__()
+        self.cell = getattr(torch.nn, kind.upper())(24, 32, batch_first=True, bidirectional=True)
+        self.lengths = torch.tensor(lengths)
+
+    def forward(self, x):
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            x, self.lengths, True, enforce_sorted=False
+        )
+        return torch.nn.utils.rnn.pad_packed_sequence(self.cell(packed)[0], batch_first=True)[0]
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_packed_sequences_end_to_end(kind):
+    """States over time, and gradients of weights, which add up over the times of one sequence.
+
+    30 draws of weights: the standard error of a state's second moment is some 2 %, of a gradient's 3 to
+    5 %. Rules take every sequence for as long as the longest in the recursion of its gradient.
+    """
+    found: dict[str, list[float]] = {}
+    for seed in range(30):
+        torch.manual_seed(seed)
+        model, x = Encoder(kind, (7, 3, 5, 7, 2)), torch.randn(5, 7, 24) + torch.randn(5, 1, 24)
+        y = model(x)
+        found.setdefault("y", []).append(y.square().mean().item())
+        y.backward(torch.randn_like(y))
+        for name, p in model.named_parameters():
+            found.setdefault(name, []).append(p.grad.square().mean().item())
+    graph = capture(model, as_inputs(x))
+    signals = signal.forward(graph, of_model(model), inputs={
+        i: added(full((5, 7, 24), 1.0), full((5, 1, 24), 1.0)).plain() for i in graph.inputs
+    })  # fmt: skip
+    signal.backward(signals, {graph.outputs[0]: full((5, 7, 64), 1.0)})
+    assert not signals.failures
+    assert not signals.drawn
+    assert signals.values[graph.outputs[0]].second_moment == pytest.approx(
+        np.mean(found.pop("y")), rel=0.1
+    )
+    for name, squares in found.items():
+        predicted = signals.grads[graph.parameters[name]].second_moment
+        assert predicted == pytest.approx(np.mean(squares), rel=0.25), name

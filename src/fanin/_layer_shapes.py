@@ -182,8 +182,8 @@ def _subscripts(equation: str, shapes: tuple[tuple[int, ...], ...]) -> tuple[int
         if found:
             dots = broadcast(dots, shape[len(before) : len(before) + extra])
     if not arrow:
-        letters = sorted(c for c in size if left.count(c) == 1)
-        return (*dots, *(size[c] for c in letters))
+        once = sorted(c for c in size if left.count(c) == 1)
+        return (*dots, *(size[c] for c in once))
     before, found, after = right.partition("...")
     middle = dots if found else ()
     return (*(size[c] for c in before), *middle, *(size[c] for c in after))

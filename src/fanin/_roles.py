@@ -272,7 +272,7 @@ def _with_biases(params: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
     """A bias shares its layer's nonlinearity: it is added before it."""
     layers = {p.module: p for p in params if p.role in WEIGHT_ROLES and p.name.endswith("weight")}
     return tuple(
-        replace(p, activation=layers[p.module].activation)
+        replace(p, activation=layers[p.module].activation, factor=layers[p.module].factor)
         if p.role == "bias" and p.module in layers
         else p
         for p in params

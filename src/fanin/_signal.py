@@ -179,7 +179,9 @@ def _numbers(x: Abstract, rng: np.random.Generator) -> npt.NDArray:
 
 
 def _fit(x: Abstract, value: Value) -> Abstract:
-    """Moments of the right shape; a rule that gets it wrong is an error."""
+    """Moments of the right shape; a rule that gets it wrong is an error, except of an empty tensor."""
+    if 0 in value.shape:
+        return measured(np.zeros(value.shape))
     if x.shape != value.shape:
         raise ValueError(f"the rule gives shape {list(x.shape)} for {list(value.shape)}")
     total = float(np.add.reduce(x.q, axis=None))  # of finite numbers, unless it overflows
@@ -227,10 +229,10 @@ def transposed(
         yield from _passed(node, own, signals)
         return
     try:
-        shares = rule(
-            **arguments(node, values), op=node.op, grad=own[0] or _nothing(outputs[0]), grads=own,
-            output=outputs[0], outputs=outputs, shapes=[o.shape for o in outputs],
-        )  # fmt: skip
+        shares = rule(**{
+            "op": node.op, "grad": own[0] or _nothing(outputs[0]), "grads": own, "output": outputs[0],
+            "outputs": outputs, "shapes": [o.shape for o in outputs], **arguments(node, values),
+        })  # fmt: skip
         found = list(_matched(node, shares, signals))
     except (ArithmeticError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError,
             ValueError, AssertionError) as error:  # fmt: skip

@@ -21,9 +21,8 @@ from ._signal import Kernel, Signals, Step, leaf
 from ._structure import RECURRENT, Branch, Structure, Use
 
 SUM_OF_BRANCHES = 0.7  # of the stream's first second moment: together with it 1.7, within [0.5, 2]
-HEAD = 0.35  # rms of logits: a cross-entropy of chance + 0.06
-LEAST = 0.32  # rms of a branch that a norm reads anyway: 1/sqrt(depth) is not let below it
-SMALLEST = 0.28  # rms below which nothing that a norm reads is let, nor rows of a table
+HEAD = 0.5  # rms of logits: a cross-entropy of chance + 0.12
+SMALLEST = 0.28  # rms of branches that a norm reads, and of rows of tables, at least
 UNIT = (0.5, 2.0)  # rms of a recurrence's input that is left as it is
 LOGITS = (0.25, 2.0)  # variance of attention logits that is left as it is
 CALM = 1e-3  # relative change that is not worth a line in the plan
@@ -86,6 +85,7 @@ class _Solver(Step):
         self.heads = {u.node for u in structure.heads} - self.tails
         self.logits = {node: (q, k) for q, k, node in structure.logits}
         self.starts: dict[int, float] = {}
+        self.settled: set[str] = set()  # weights that a residual branch ends in, scaled for it
         self._plain = not structure.branches and not structure.has_norms
 
     def run(self, node: Node) -> None:
@@ -183,10 +183,13 @@ class _Solver(Step):
         names = [n for use in branch.tails for n in self._names(use)]
         if not names or branch.normalised == "within" or not own.second_moment > 0 or not start > 0:
             return
+        if self.settled.issuperset(names):
+            return  # of two sums that end in one product, as residual and skip paths, the first counts
+        self.settled.update(names)
         length = self.lengths[branch.stream]
         wanted = start * SUM_OF_BRANCHES / length
         if branch.normalised:
-            wanted = max(wanted, LEAST * LEAST * min(start, 1.0), SMALLEST * SMALLEST)
+            wanted = max(wanted, SMALLEST * SMALLEST)
         factor = math.sqrt(wanted / own.second_moment)
         if branch.scaled and factor > 1.0:
             return  # its scale is the model's own: LayerScale, SkipInit
@@ -194,19 +197,8 @@ class _Solver(Step):
             f"one of {length} residual branches: rms {math.sqrt(own.second_moment):.3g} -> "
             f"{math.sqrt(wanted):.3g} beside a stream of {math.sqrt(start):.3g}"
         )
-        shared = [n for n in names if self._used(n) > 1]
-        if shared and len(set(names)) == len(shared) and branch.branch in self.signals.values:
-            factor = math.sqrt(factor) if any(n in self._seen_twice for n in shared) else factor
         self._scale(sorted(set(names)), factor, why)
         values[branch.branch] = _rescaled(own, factor)
-
-    @property
-    def _seen_twice(self) -> set[str]:
-        return {
-            n
-            for n in self.solution.reasons
-            if self._used(n) > 1 and "residual" in self.solution.reasons[n]
-        }
 
     def _used(self, name: str) -> int:
         index = self.signals.graph.parameters.get(name)
@@ -228,7 +220,7 @@ class _Solver(Step):
             self.signals.values[use.output] = _rescaled(self.signals.values[use.output], factor)
         for name in ("query", "key", "x", "other", "mat2"):
             ref = node.args.get(name)
-            if ref is not None and hasattr(ref, "index"):
+            if isinstance(ref, Ref):
                 self.signals.values[ref.index] = _rescaled(self.signals.values[ref.index], factor)
 
     def _of(self, uses: tuple[Use, ...]) -> list[str]:
@@ -239,7 +231,7 @@ def _logit_variance(node: Node, values: Mapping[int, Abstract]) -> float:
     """Of q.k/sqrt(d), by the second moments of queries and keys."""
     pair = [node.args.get(n) for n in ("query", "key")]
     if node.op != "scaled_dot_product_attention":
-        pair = [r for r in node.args.values() if hasattr(r, "index")][:2]
+        pair = [r for r in node.args.values() if isinstance(r, Ref)][:2]
     q, k = (values[ref.index] for ref in pair if ref is not None)
     d = q.shape[-1]
     scale = node.args.get("scale") or (1 / math.sqrt(d) if "query" in node.args else 1.0)

@@ -11,12 +11,12 @@ from torch import nn
 from ._analysis import Analysis
 from ._check import propagated, report_of, run_op
 from ._graph import Graph
+from ._lookups import balanced, lookups
 from ._moments.domain import Abstract
 from ._plan import InitPlan
 from ._solve import Solution, scaled_by, solve
 from ._solve_backward import solve_gradients
 from ._structure import Structure
-from ._tied import balanced, tied_tables
 from ._weights import of_model, of_plan
 
 SMALLEST, LARGEST = 0.25, 4.0  # rms of what a module puts out, between which it is of order one
@@ -60,17 +60,17 @@ def _forward(
     fixed: Collection[str],
     targets: Mapping[str, float] | None,
 ) -> Solution:
-    """Once as the plan is; where tables are tied, once more with what their heads then asked for."""
+    """Once as the plan is, and once more with tables that fit what their heads then asked for."""
     first = solve(plan, structure, weights, kernel=run_op, fixed=fixed, targets=targets)
-    tied = balanced(plan, tied_tables(structure), first, fixed)
-    if not tied.factors:
+    tables = balanced(plan, lookups(structure), first, fixed)
+    if not tables.factors:
         return first
-    weights = scaled_by(tied, weights)
-    fixed = {*fixed, *tied.factors}
+    weights = scaled_by(tables, weights)
+    fixed = {*fixed, *tables.factors}
     second = solve(plan, structure, weights, kernel=run_op, fixed=fixed, targets=targets)
     for name, factor in second.factors.items():
-        tied.put(name, factor, second.reasons[name])
-    return tied
+        tables.put(name, factor, second.reasons[name])
+    return tables
 
 
 class Spread(NamedTuple):

@@ -355,10 +355,17 @@ class Structure:
                 maker
             ].op not in through:
                 continue
-            for _, j in self.graph.nodes[maker].refs:
-                if j not in seen and j not in self.weights and self.graph.values[j].floating:
+            for j in self._signals_of(self.graph.nodes[maker]):
+                if j not in seen:
                     seen.add(j)
                     front.append(j)
+
+    def _signals_of(self, node: Node) -> list[int]:
+        """What a node reads but weights; of two factors the deeper one, the other is its gate."""
+        read = [i for _, i in node.refs if i not in self.weights and self.graph.values[i].floating]
+        if node.op in {"mul", "div"} and len(read) == 2:
+            return [max(read, key=lambda i: self.depth.get(i, 0))]
+        return read
 
     # attention and heads ---------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ._names import is_wrapped
 from ._preserve import preserved
-from ._standin import Standin, strided
+from ._standin import strided
 
 SEED = 0xFA71
 
@@ -99,7 +99,7 @@ def moved(model: nn.Module) -> dict[int, tuple[Tensor, Tensor]]:
     return made
 
 
-def _parameter(_: nn.Module, __: str, tensor: Tensor) -> Standin:
+def _parameter(_: nn.Module, __: str, tensor: Tensor) -> Tensor:
     made = strided(tensor.shape, tensor.stride(), 0, tensor.dtype, None)
     made._is_param = True  # type: ignore[attr-defined] # noqa: SLF001 - what isinstance looks at
     return made.requires_grad_(tensor.requires_grad)

@@ -212,6 +212,8 @@ class Tape(TorchDispatchMode):
 
     def _view(self, aten: Aten, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An op whose results may share memory with its first argument."""
+        if aten.name == "detach" and torch._C._current_autograd_node() is not None:  # noqa: SLF001
+            return self._saved(args[0])
         look = VIEWS.get(aten.name)
         seen: Any = NotImplemented
         if look is not None:
@@ -235,10 +237,17 @@ class Tape(TorchDispatchMode):
             return self.ledger.made(*seen)
         return self.ledger.view(self.ledger.standin(x), *seen)
 
-    def _again(self, x: Tensor) -> Standin:
+    def _saved(self, x: Tensor) -> Standin:
+        """What autograd kept for its backward pass, detached and not: gradients find their way back."""
+        index = self.ledger.read(x)
+        maker = next((n for n in reversed(self.ledger.nodes) if index in n.outputs), None)
+        kept = maker is not None and maker.op == "detach"
+        return self._again(x, maker.args["x"].index if maker is not None and kept else None)
+
+    def _again(self, x: Tensor, index: int | None = None) -> Standin:
         """Another tensor with the same memory and value."""
         of = self.ledger.standin(x)
-        index = self.ledger.read(of)
+        index = self.ledger.read(of) if index is None else index
         return self.ledger.view(of, of.shape, of.stride(), of.storage_offset(), index=index)
 
     def _write(self, aten: Aten, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -34,6 +34,7 @@ from . import resample as resample
 from . import scan as scan
 from . import scatter as scatter
 from . import shuffles as shuffles
+from . import slopes as slopes
 from . import softmax as softmax
 from . import spectral as spectral
 from . import spread as spread

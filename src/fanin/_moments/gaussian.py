@@ -3,12 +3,17 @@
 For z, z' standard normal with correlation r and f(z) = sum_k c_k he_k(z) in normalised Hermite
 polynomials, E f(z) f(z') = sum_k c_k c'_k r^k (Mehler). Sources: Daniely, Frostig & Singer 2016,
 "Toward deeper understanding of neural networks", section 4; Poole et al. 2016.
+
+Sums of exponentials, step sizes and the like have one sign. Where a function asks most of a
+Gaussian's far tails (1/x near 0, exp x far out), a tensor whose mean is not 0 is taken for
+lognormal with the same moments, and its sign is its mean's: x = m exp(s z - s^2/2).
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +36,11 @@ def _hermite() -> Array:
 
 
 _WEIGHTED_T = np.ascontiguousarray((_hermite() * _W).T)
+_FAR = np.abs(_Z) > 3.5  # a Gaussian is there once in 2000 times
+_MIDDLE = slice(*np.searchsorted(_Z, [-0.5, 0.5]))
+UNUSUAL = 1e4  # times f^2 in the middle
+MOST = 0.5  # of E f^2 from there: what f makes of the rest does not count any more
+CENTRED = 0.2  # of the standard deviation: a mean below that gives no sign
 _R = 1.0 - np.linspace(0.0, 1.0, 257) ** 2
 
 
@@ -47,6 +57,31 @@ def _steps() -> Array:
 _TAIL = _steps()[::-1]
 
 
+class _Law(NamedTuple):
+    """What x is taken for, by segments.
+
+    Args:
+        mean: E x.
+        std: its standard deviation; of ln |x| where ``lognormal``.
+        values: f on the grid of z.
+        lognormal: x = mean exp(std z - std^2/2), else x = mean + std z.
+    """
+
+    mean: Array
+    std: Array
+    values: Array
+    lognormal: bool
+
+    def correlation(self, pairs: Array, i: Index, j: Index) -> Array:
+        """Of z and z', by classes of segments i and j, from E x x'."""
+        outer, scale = self.mean[i] * self.mean[j], self.std[i] * self.std[j]
+        if self.lognormal:
+            own = np.log(np.maximum(pairs / outer, 1e-300))
+        else:
+            own = pairs - outer
+        return np.clip(np.where(scale > 0, own / np.where(scale > 0, scale, 1.0), 0.0), -1.0, 1.0)
+
+
 def pointwise(x: Abstract, f: Function) -> Abstract:
     """f(x) element by element, x Gaussian; functions in a row meet as one function of the first.
 
@@ -56,9 +91,9 @@ def pointwise(x: Abstract, f: Function) -> Abstract:
     """
     base, g = x.chain or (x, None)
     h = f if g is None else _composed(f, g)
-    mean, std, values = _evaluated(base, h)
-    first, q = _moments(base, mean, std, values)
-    noise = base.noise * _elasticity(base, mean, std, values) ** 2 if base.noise else 0.0
+    law = _evaluated(base, h)
+    first, q = _moments(base, law)
+    noise = base.noise * _elasticity(base, law) ** 2 if base.noise else 0.0
     return Abstract(base.dims, first, q, chain=(base, h), allowed=x.allowed, noise=noise)
 
 
@@ -68,44 +103,69 @@ def _composed(f: Function, g: Function) -> Function:
 
 def moments(x: Abstract, f: Function) -> tuple[Array, Array]:
     """E f(x) by segments, and E f(x) f(x') by classes."""
-    return _moments(x, *_evaluated(x, f))
+    return _moments(x, _evaluated(x, f))
 
 
-def _evaluated(x: Abstract, f: Function) -> tuple[Array, Array, Array]:
-    """Means, standard deviations and f on the grid, by segments."""
+def _evaluated(x: Abstract, f: Function) -> _Law:
+    """F on the grid, of a Gaussian unless that asks most of its tails."""
     mean = x.mean.reshape(-1)
     own = _own(x)
     variance = np.maximum(own - mean * mean, 0.0)
     variance[variance <= 1e-24 * own] = 0.0
     std = np.sqrt(variance)
+    values = _on_grid(f, mean[:, None] + std[:, None] * _Z)
+    if not _asks_tails(values) or not (np.abs(mean) > CENTRED * std).all():
+        return _Law(mean, std, values, lognormal=False)
+    sigma = np.sqrt(np.log1p(variance / (mean * mean)))
+    drawn = mean[:, None] * np.exp(sigma[:, None] * _Z - sigma[:, None] ** 2 / 2)
+    return _Law(mean, sigma, _on_grid(f, drawn), lognormal=True)
+
+
+def _on_grid(f: Function, x: Array) -> Array:
     with np.errstate(all="ignore"):
-        values = f(mean[:, None] + std[:, None] * _Z)
-        if np.shape(values) != (mean.size, _Z.size):
-            values = np.broadcast_to(values, (mean.size, _Z.size))
+        values = f(x)
+        if np.shape(values) != x.shape:
+            values = np.broadcast_to(values, x.shape)
         if not math.isfinite(values.sum()):
             values = np.nan_to_num(values, posinf=1e150, neginf=-1e150)
-    return mean, std, values
+    return values
 
 
-def _moments(x: Abstract, mean: Array, std: Array, values: Array) -> tuple[Array, Array]:
+def _asks_tails(values: Array) -> bool:
+    """Whether a segment's E f^2 comes mostly from far out, or from where f is far from usual."""
+    with np.errstate(all="ignore"):
+        squares = values * values
+        parts = squares * _W
+        usual = squares[:, _MIDDLE].max(axis=1, keepdims=True)
+        rare = np.where((squares > UNUSUAL * usual) | _FAR, parts, 0.0).sum(axis=1)
+        most = np.maximum(rare, parts.max(axis=1))
+        return bool((most > MOST * parts.sum(axis=1)).any())
+
+
+def _moments(x: Abstract, law: _Law) -> tuple[Array, Array]:
+    mean, std, values, lognormal = law
     with np.errstate(all="ignore"):
         c = values @ _WEIGHTED_T
         second = (values * values) @ _W
-        if mean.size == 1:
+        if mean.size == 1 and not lognormal:
             table = _pairs_alike(x.q, mean[0], std[0] * std[0], c[0], second[0])
         else:
-            table = _pairs(x, mean, std, c, second)
+            table = _pairs(x, law, c, second)
     return c[:, 0].reshape(x.mean.shape), table
 
 
-def _elasticity(x: Abstract, mean: Array, std: Array, values: Array) -> float:
+def _elasticity(x: Abstract, law: _Law) -> float:
     """d ln E f(a x)^2 / d ln a^2 at a = 1, by Stein's lemma."""
+    mean, std, values, lognormal = law
+    if lognormal:
+        return 1.0
     with np.errstate(all="ignore"):
         squares = values * values * _W
         tilt = mean / np.maximum(std, 1e-150)
         growth = squares @ (_Z * _Z - 1.0) + tilt * (squares @ _Z)
         shares = joint_weights(strata.shares, tuple(x.atoms))
-        rate = float(growth @ shares) / float(squares.sum(axis=1) @ shares) / 2
+        size = float(squares.sum(axis=1) @ shares)
+        rate = float(growth @ shares) / size / 2 if size else 0.0
     return rate if math.isfinite(rate) else 0.0
 
 
@@ -152,14 +212,10 @@ def sides(atoms: tuple[Atom, ...]) -> tuple[Index, Index]:
     return first, second
 
 
-def _pairs(x: Abstract, mean: Array, std: Array, c: Array, second: Array) -> Array:
+def _pairs(x: Abstract, law: _Law, c: Array, second: Array) -> Array:
     shape = x.mean.shape
     i, j = sides(tuple(x.atoms))
-    scale = std[i] * std[j]
-    r = np.where(
-        scale > 0, (x.q.reshape(-1) - mean[i] * mean[j]) / np.where(scale > 0, scale, 1.0), 0.0
-    )
-    r = np.clip(r, -1.0, 1.0)
+    r = law.correlation(x.q.reshape(-1), i, j)
     table = np.einsum("nk,nk,nk->n", _powers(r), c[i], c[j])
     tail = np.maximum(second - (c * c).sum(axis=1), 0.0)
     table += np.sqrt(tail[i] * tail[j]) * _high_degrees(r)

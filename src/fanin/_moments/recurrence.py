@@ -12,7 +12,6 @@ import numpy as np
 
 from . import bptt, cells, strata
 from .cells import Gaussian, Track, Weights
-from .contract import biased, linear_labels, product
 from .domain import Abstract, cut, merge_dim, uniform
 from .strata import Array
 from .timeline import Function, Grid, Ragged, frame, unrolled
@@ -148,11 +147,16 @@ def run(
     alike = gates if len(gates) == 1 else None
     h, c = (*map(_started, state), None)[:2]
 
+    seen, means = grid.read(x, backwards=backwards)
+
     def brought(p: Parameters, *biases: Abstract | None) -> Gaussian:
-        y = product(x, p.w_ih, linear_labels(len(x.dims), rows=True))
+        w = matrix(p.w_ih, units)
+        q, mean = w.applied(seen), w.columns * w.mean * means
         for bias in biases:
-            y = biased(y, bias)
-        return _turned(Gaussian(*grid.read(y)), backwards)
+            own, center = _constant(bias)
+            q = q + own + center * np.add.outer(mean, mean)[..., None, None]
+            mean = mean + center
+        return Gaussian(q, mean)
 
     if op == "gru":
         first = alike or gates[:2]
@@ -188,10 +192,6 @@ def _constant(bias: Abstract | None) -> tuple[Array, float]:
     return np.broadcast_to(q, (2, 2)), bias.average_mean
 
 
-def _turned(x: Gaussian, backwards: bool) -> Gaussian:
-    return Gaussian(x.q[::-1, ::-1].copy(), x.mean[::-1].copy()) if backwards else x
-
-
 # gradients ----------------------------------------------------------------------------------------
 
 
@@ -208,7 +208,7 @@ def run_back(
     steps = grid.steps
     g = np.zeros((steps, steps, 2, 2))
     if grads[0] is not None:
-        g = _turned(Gaussian(*grid.read(grads[0])), layer.backwards).q.copy()
+        g = grid.read(grads[0], backwards=layer.backwards)[0].copy()
     ends = [
         np.zeros((2, 2)) if x is None else unrolled(x, 1)[0][0, 0] for x in (*grads[1:], None, None)
     ]
@@ -245,7 +245,7 @@ def _of_parameters(layer: Layer, pull: bptt.Pull) -> list[Abstract]:
     """Each in the order of `Parameters.given`: sums over times and samples, pairs included."""
     p, track = layer.parameters, layer.track
     counts = layer.grid.counts()
-    x = _turned(Gaussian(*layer.grid.read(layer.x)), layer.backwards).q
+    x = layer.grid.read(layer.x, backwards=layer.backwards)[0]
     ones = np.ones_like(x)
     found = [
         _summed(pull.inputs, x, counts, p.w_ih.shape),

@@ -5,15 +5,18 @@ Hidden states at up to 48 steps are followed (`timeline`), later ones repeat the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .arithmetic import kept
-from .domain import Abstract, added, concatenated, cut, multiplied, permuted
+from .domain import Abstract, added, concatenated, cut, measured, multiplied, permuted
 from .notes import note_of
 from .recurrence import GATES, Layer, Parameters, run, run_back
 from .registry import backward, forward
-from .timeline import Grid, Ragged
+from .timeline import Grid, Ragged, Timed, beside, unrolled
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +66,7 @@ def _parameters(own: list[Abstract], biases: bool) -> Parameters:
 def _input(given: dict[str, Any]) -> tuple[Abstract, Grid | Ragged]:
     """The input with time first, and the lengths of its sequences."""
     if "data" in given:
-        sizes = given["batch_sizes"].known
-        if sizes is None:
-            raise NotImplementedError("packed sequences of unknown lengths are sampled")
-        return given["data"], Ragged(tuple(sizes.reshape(-1).tolist()))
+        return given["data"], _lengths(given["batch_sizes"])
     x = given["x"].plain()
     if given.get("batch_first"):
         x = permuted(x, (1, 0, 2))
@@ -74,7 +74,28 @@ def _input(given: dict[str, Any]) -> tuple[Abstract, Grid | Ragged]:
 
 
 def _joined(parts: list[Abstract]) -> Abstract:
-    return parts[0] if len(parts) == 1 else concatenated(parts, len(parts[0].dims) - 1)
+    """Directions side by side; units of two directions are independent but for their means."""
+    if len(parts) == 1:
+        return parts[0]
+    out = concatenated(parts, len(parts[0].dims) - 1)
+    timed = [note_of(x, Timed) for x in parts]
+    if all(timed):
+        out.note = (beside([t for t in timed if t is not None], parts[0].shape[-1]),)
+    return out
+
+
+def _of_direction(grad: Abstract, d: int, units: int) -> Abstract:
+    """The gradient of one direction's states; by time they are known for both as one."""
+    own = cut(grad, len(grad.dims) - 1, d * units, (d + 1) * units)
+    timed = note_of(grad, Timed)
+    return own if timed is None else own.with_(note=(timed,))
+
+
+def _together(a: Abstract, b: Abstract) -> Abstract:
+    out, (s, t) = added(a, b), (note_of(a, Timed), note_of(b, Timed))
+    if s is not None and t is not None:
+        out.note = (Timed(s.q + t.q, s.mean + t.mean),)
+    return out
 
 
 @forward(*GATES)
@@ -85,7 +106,7 @@ def recurrent(**given: Any) -> list[Abstract]:
     out = _joined([layer.output for layer in last])
     if given.get("batch_first"):
         out = permuted(out, (1, 0, 2))
-    out.note = (Recurrence(layers),)
+    out.note = (Recurrence(layers), *(n for n in (note_of(out, Timed),) if n is not None))
     ends = [[layer.last for layer in layers]]
     if given["op"] == "lstm":
         ends.append([layer.memory for layer in layers])
@@ -109,17 +130,13 @@ def recurrent_backward(**given: Any) -> dict[str, Any]:
         for d in range(directions - 1, -1, -1):
             i = k * directions + d
             layer = layers[i]
-            own = (
-                None
-                if flowing is None
-                else cut(flowing, len(flowing.dims) - 1, d * layer.units, (d + 1) * layer.units)
-            )
+            own = None if flowing is None else _of_direction(flowing, d, layer.units)
             ends = [None if g is None else cut(g, 0, i, i + 1) for g in grads[1:]]
             gx, gp, gs = run_back(layer, [own, *ends])
             below.append(gx)
             params.insert(0, gp)
             states.insert(0, gs)
-        flowing = below[0] if len(below) == 1 else added(below[0], below[1])
+        flowing = below[0] if len(below) == 1 else _together(below[0], below[1])
         if given.get("train") and given.get("dropout") and k > 0:
             flowing = multiplied(
                 flowing, kept(flowing.shape, float(given["dropout"]), len(flowing.dims))
@@ -133,6 +150,74 @@ def recurrent_backward(**given: Any) -> dict[str, Any]:
         "params": [g for own in params for g in own],
         "hx": hx if given["op"] == "lstm" else hx[0],
     }
+
+
+# packed sequences ---------------------------------------------------------------------------------
+
+
+def _ordered(x: Abstract, batch_first: bool) -> Abstract:
+    return permuted(x, (1, 0, 2)) if batch_first else x
+
+
+def _lengths(batch_sizes: Abstract) -> Ragged:
+    if batch_sizes.known is None:
+        raise NotImplementedError("packed sequences of unknown lengths are sampled")
+    return Ragged(tuple(batch_sizes.known.reshape(-1).tolist()))
+
+
+def _packed(x: Abstract, batch_first: bool, grid: Ragged) -> Abstract:
+    """Places of a padded tensor, one after the other; what lies beyond 2 axes is one of units."""
+    x = _ordered(x.plain(), batch_first)
+    q, mean = unrolled(x, grid.steps)
+    return grid.write(q, mean, x.shape[2], backwards=False).with_(noise=x.noise)
+
+
+def _padded(x: Abstract, batch_first: bool, grid: Ragged, length: int, value: float) -> Abstract:
+    q, mean = grid.padded(*grid.read(x), length, value)
+    out = Grid(length, grid.sizes[0]).write(q, mean, x.shape[1], backwards=False)
+    return _ordered(out.with_(noise=x.noise), batch_first)
+
+
+@forward("_pack_padded_sequence")
+def pack(x: Abstract, lengths: Abstract, batch_first: bool) -> list[Abstract]:
+    """Sequences of known lengths, time after time: pairs by time and sample, where both still run."""
+    if lengths.known is None:
+        raise NotImplementedError("sequences of unknown lengths are sampled")
+    ends = np.asarray(lengths.known).reshape(-1)
+    sizes = (ends[:, None] > np.arange(ends.max())).sum(axis=0)
+    return [_packed(x, batch_first, Ragged(tuple(sizes.tolist()))), measured(sizes)]
+
+
+@backward("_pack_padded_sequence")
+def pack_backward(
+    grad: Abstract, x: Abstract, batch_first: bool, outputs: Sequence[Abstract]
+) -> dict[str, Abstract]:
+    """The gradient where a sequence runs, 0 beyond its end."""
+    length = x.shape[1 if batch_first else 0]
+    return {"x": _padded(grad, batch_first, _lengths(outputs[1]), length, 0.0)}
+
+
+@forward("_pad_packed_sequence")
+def pad_packed(
+    data: Abstract,
+    batch_sizes: Abstract,
+    batch_first: bool,
+    padding_value: float,
+    shapes: Sequence[Sequence[int]],
+) -> list[Abstract]:
+    """Sequences side by side again, with the padding value beyond their ends."""
+    grid, length = _lengths(batch_sizes), int(shapes[0][1 if batch_first else 0])
+    padded = _padded(data, batch_first, grid, length, float(padding_value))
+    ends = [sum(n > i for n in grid.sizes) for i in range(grid.sizes[0])]
+    return [padded, measured(np.array(ends))]
+
+
+@backward("_pad_packed_sequence")
+def pad_packed_backward(
+    grad: Abstract, batch_sizes: Abstract, batch_first: bool
+) -> dict[str, Abstract]:
+    """The gradient where a sequence runs."""
+    return {"data": _packed(grad, batch_first, _lengths(batch_sizes))}
 
 
 # single cells -------------------------------------------------------------------------------------

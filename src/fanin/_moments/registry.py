@@ -25,14 +25,14 @@ class Rule:
 
     Args:
         function: the rule.
-        takes: names of its parameters; empty where it takes everything.
+        takes: names of its parameters; None where it takes everything.
     """
 
     function: Callable[..., Any]
-    takes: frozenset[str]
+    takes: frozenset[str] | None
 
     def __call__(self, **given: Any) -> Any:
-        if not self.takes:
+        if self.takes is None:
             return self.function(**given)
         return self.function(**{name: given[name] for name in self.takes if name in given})
 
@@ -60,8 +60,8 @@ def backward(*ops: str) -> Callable[[F], F]:
 
     Beside the op's own arguments a rule may name ``grad`` (moments of the first output's gradient),
     ``grads`` (of all outputs, None where nothing flows), ``output`` and ``outputs`` (the forward
-    moments). It returns {argument's name: moments of its gradient}, for a list of tensors a list;
-    missing ones get none.
+    moments), unless an argument has that name. It returns {argument's name: moments of its gradient},
+    for a list of tensors a list; missing ones get none.
     """
     return _register(BACKWARD, ops)
 
@@ -70,7 +70,7 @@ def _register(table: dict[str, Rule], ops: tuple[str, ...]) -> Callable[[Any], A
     def register(function: Any) -> Any:
         parameters = inspect.signature(function).parameters.values()
         everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        takes = frozenset() if everything else frozenset(p.name for p in parameters)
+        takes = None if everything else frozenset(p.name for p in parameters)
         for op in ops:
             table[op] = Rule(function, takes)
         return function

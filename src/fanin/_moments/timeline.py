@@ -6,7 +6,7 @@ where inputs are not. Everything here is an array over (t, s, same or other samp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from . import strata
 from .domain import Abstract, limited, merge_dim, tidy, uniform
+from .notes import note_of
 from .strata import Array, Atom, Dim, Dims, Index
 
 Function = Callable[[Array], Array]
@@ -106,6 +107,29 @@ def mirrored(q: Array, t: int, row: Array) -> None:
 # to and from tensors ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """A note on packed sequences, whose places have no axis of times: what is known of them by time.
+
+    Args:
+        q: E x_t x_s, (times, times, same or other sample, same or other unit).
+        mean: E x_t.
+    """
+
+    q: Array
+    mean: Array
+
+
+def beside(parts: Sequence[Timed], units: int) -> Timed:
+    """Of several tensors' units together, which are independent of each other but for their means."""
+    q = np.mean([t.q for t in parts], axis=0)
+    mean = np.mean([t.mean for t in parts], axis=0)
+    cross = np.mean([np.outer(s.mean, t.mean) for s in parts for t in parts if s is not t], axis=0)
+    share = (units - 1) / (units * len(parts) - 1)
+    q[..., 1] = share * q[..., 1] + (1 - share) * cross[..., None]
+    return Timed(q, mean)
+
+
 def unrolled(x: Abstract, steps: int) -> tuple[Array, Array]:
     """(E x_t x_s, E x_t) of a tensor (time, batch, units) over the first ``steps`` times."""
     for d in range(3):
@@ -177,9 +201,10 @@ class Grid:
         """How many are followed."""
         return min(self.length, LONGEST)
 
-    def read(self, x: Abstract) -> tuple[Array, Array]:
-        """(E x_t x_s, E x_t) of a tensor (time, batch, units)."""
-        return unrolled(x, self.steps)
+    def read(self, x: Abstract, *, backwards: bool = False) -> tuple[Array, Array]:
+        """(E x_t x_s, E x_t) of a tensor (time, batch, units), or from the end."""
+        q, mean = unrolled(x, self.steps)
+        return (q[::-1, ::-1].copy(), mean[::-1].copy()) if backwards else (q, mean)
 
     def write(self, q: Array, mean: Array, units: int, *, backwards: bool) -> Abstract:
         """A tensor (time, batch, units) of moments over pairs of steps, its times in `bins`."""
@@ -227,8 +252,14 @@ class Ragged:
         """How many are followed."""
         return min(len(self.sizes), LONGEST)
 
-    def read(self, x: Abstract) -> tuple[Array, Array]:
-        """(E x_t x_s, E x_t) of a tensor (places, units): different places are all alike."""
+    def read(self, x: Abstract, *, backwards: bool = False) -> tuple[Array, Array]:
+        """(E x_t x_s, E x_t) of a tensor (places, units).
+
+        Places that nothing is noted of are all alike.
+        """
+        timed = note_of(x, Timed)
+        if timed is not None and len(timed.mean) == len(self.sizes):
+            return self._turned(timed.q, timed.mean) if backwards else (timed.q, timed.mean)
         x = uniform(merge_dim(merge_dim(x, 0), 1))
         q = x.q
         for axis, dim in enumerate(x.dims):
@@ -241,7 +272,6 @@ class Ragged:
 
     def write(self, q: Array, mean: Array, units: int, *, backwards: bool) -> Abstract:
         """A tensor (places, units)."""
-        del backwards
         counts, total = self.counts(), float(sum(self.sizes))
         steps = np.arange(self.steps)
         own = counts[steps, steps, 0]
@@ -251,7 +281,48 @@ class Ragged:
         center = float((own * mean).sum() / own.sum())
         place = strata.whole(int(total))
         out = tensor(np.stack([alike, apart])[:, None], np.array([center]), place, 1, units)
-        return out.with_(dims=(out.dims[0], out.dims[2]))
+        out = out.with_(dims=(out.dims[0], out.dims[2]))
+        if len(self.sizes) == self.steps:
+            out.note = (Timed(*(self._turned(q, mean) if backwards else (q, mean))),)
+        return out
+
+    def _turned(self, q: Array, mean: Array) -> tuple[Array, Array]:
+        """From times to steps from each sequence's own end, or back."""
+        few = sampled(0, self.sizes[0], 16)
+        lengths = (np.array(self.sizes)[:, None] > few).sum(axis=0)
+        at = lengths[:, None] - 1 - np.arange(self.steps)
+        runs, at = (at >= 0).astype(float), np.maximum(at, 0)
+        one = np.einsum("it,is->ts", runs, runs)
+        own = np.einsum("it,is,itsu->tsu", runs, runs, q[at[:, :, None], at[:, None, :], 0])
+        every = np.zeros_like(own)
+        for i, j in product(range(len(few)), repeat=2):
+            if i != j or len(few) == 1:
+                both = runs[i][:, None] * runs[j][None]
+                every += both[..., None] * q[at[i][:, None], at[j][None], 1]
+        ran = runs.sum(axis=0)
+        pairs = np.outer(ran, ran) - (one if len(few) > 1 else 0.0)
+        out = np.stack(
+            [own / np.maximum(one, 1.0)[..., None], every / np.maximum(pairs, 1.0)[..., None]],
+            axis=2,
+        )
+        return out, (runs * mean[at]).sum(axis=0) / np.maximum(ran, 1.0)
+
+    def padded(self, q: Array, mean: Array, length: int, value: float) -> tuple[Array, Array]:
+        """Moments over all samples and times, ``value`` where a sequence is over."""
+        batch, steps = self.sizes[0], min(length, LONGEST)
+        sizes = np.array([*self.sizes, *(0,) * length][:steps], float)
+        late = np.minimum(np.arange(steps), len(mean) - 1)
+        q, mean = q[late[:, None], late[None]], mean[late]
+        runs = sizes / batch
+        same = np.minimum.outer(sizes, sizes) / batch
+        other = (np.outer(sizes, sizes) - same * batch) / max(batch * (batch - 1.0), 1.0)
+        both = np.stack([same, other], axis=-1)
+        out = both[..., None] * q
+        if value:
+            one = (runs * mean)[:, None, None] - both * mean[:, None, None]
+            none = 1.0 - runs[:, None, None] - runs[None, :, None] + both
+            out = out + (value * (one + one.swapaxes(0, 1)) + value * value * none)[..., None]
+        return out, runs * mean + (1.0 - runs) * value
 
     def last(self, q: Array, mean: Array, units: int) -> Abstract:
         """Each sequence's own last step, (1, batch, units)."""

@@ -43,6 +43,12 @@ def detach(x: Abstract) -> Abstract:
     return viewed(x.with_(chain=None), x)
 
 
+@backward("detach", "detach_copy")
+def detached_back() -> dict[str, Any]:
+    """None."""
+    return {}
+
+
 @backward(*_COPIES)
 def copied_back(grad: Abstract) -> dict[str, Any]:
     """The gradient itself."""

@@ -35,7 +35,7 @@ from .._recipes import (
 )
 from ..distributions import Constant, Kept, Normal
 from ..initializers import LecunNormal, VarianceScaling
-from .edge_of_chaos import critical, critical_biases, critical_point, isometry
+from .edge_of_chaos import before, critical, critical_biases, critical_point, isometry
 
 
 NO_EDGE = "no edge of chaos exists; "
@@ -116,8 +116,8 @@ def gaussian(info: ParamInfo, facts: ModelFacts) -> Choice:
         q, sigma_w2, _ = critical_point(info.activation, facts.layers)
     except InvalidValueError:
         return forward(info, facts, NO_EDGE)
-    why = f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}; {followed_by(info)}"
-    return Choice(scaled(LecunNormal(), sqrt(sigma_w2)), why)
+    why = f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}{before(info)}; {followed_by(info)}"
+    return Choice(scaled(LecunNormal(), sqrt(sigma_w2) / info.factor), why)
 
 
 def orthogonal(info: ParamInfo, facts: ModelFacts) -> Choice:

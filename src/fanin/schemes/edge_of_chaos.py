@@ -50,9 +50,14 @@ def critical(info: ParamInfo, facts: ModelFacts) -> Choice:
     return isometry(
         info,
         facts,
-        sqrt(sigma_w2),
-        f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}; {followed_by(info)}",
+        sqrt(sigma_w2) / info.factor,
+        f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}{before(info)}; {followed_by(info)}",
     )
+
+
+def before(info: ParamInfo) -> str:
+    """In words, by what the layer's output is multiplied before its nonlinearity."""
+    return "" if info.factor == 1.0 else f", divided by the {info.factor:g} that multiplies it"
 
 
 def isometry(info: ParamInfo, facts: ModelFacts, gain: float, why: str) -> Choice:
@@ -74,7 +79,8 @@ def critical_biases(info: ParamInfo, facts: ModelFacts) -> Choice | None:
     if not sigma_b2:
         return Choice(always(Constant(0.0)), "bias: zero, as the edge of chaos asks here")
     return Choice(
-        always(Normal(sqrt(sigma_b2))), f"bias: edge of chaos asks for variance {sigma_b2:.4g}"
+        always(Normal(sqrt(sigma_b2) / info.factor)),
+        f"bias: edge of chaos asks for variance {sigma_b2:.4g}{before(info)}",
     )
 
 
