@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
@@ -249,10 +250,19 @@ def spread(arch: Architecture, method: str, seed: int, *, train: bool) -> dict[s
         "outside": len(outside) / max(len(acts), 1),
         "outside_leaves": [(n, layers[n].op, acts[n], _expected(layers[n])) for n in order],
         "grad_ratio": alive[ends[-1]] / alive[ends[0]] if ends else 1.0,
+        "grad_depth_ratio": _across_depth({n: (layers[n].op, g) for n, g in alive.items()}),
         "grad_norm_ratio": max(norms) / min(norms) if norms else 1.0,
         "grad_ends": [(n, layers[n].op, alive[n]) for n in (*ends[:2], *ends[-2:])],
         "grad_zero": sorted(n for n, g in grads.items() if g == 0.0),
     }
+
+
+def _across_depth(grads: Mapping[str, tuple[str, float]]) -> float:
+    """Largest over smallest gradient among modules that repeat: names alike but for numbers, one op."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for name, (op, g) in grads.items():
+        groups.setdefault((re.sub(r"\d+", "*", name), op), []).append(g)
+    return max((max(g) / min(g) for g in groups.values()), default=1.0)
 
 
 def _expected(layer: Layer) -> float | None:

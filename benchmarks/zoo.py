@@ -127,7 +127,7 @@ def _spread(after: Row) -> str:
         return f"failed: {after['error'][:80]}"
     return (
         f"{after['act_min']:.2g}..{after['act_max']:.2g} {100 * after['outside']:.0f}% out, "
-        f"grad x{after['grad_ratio']:.3g}"
+        f"grad x{after['grad_depth_ratio']:.3g}, all x{after['grad_ratio']:.3g}"
     )
 
 
@@ -191,11 +191,12 @@ def summary(rows: dict[str, Row]) -> Iterable[str]:
     yield verdict("propagation, ms per node, median over models", median(per_node), 0.3, most=True)
     for method in next(iter(ran.values()))["after"]:
         done = [x for r in ran.values() if "error" not in (x := r["after"][method])]
-        inside, even = [x["outside"] == 0 for x in done], [x["grad_ratio"] <= 10 for x in done]
+        inside = [x["outside"] == 0 for x in done]
+        even = [x["grad_depth_ratio"] <= 10 for x in done]
         fine = sum(a and b for a, b in zip(inside, even, strict=True))
         text = (
             f"after {method}: ran on {len(done)}, activation rms in [0.25, 4] at every leaf on {sum(inside)}, "
-            f"gradient rms within x10 on {sum(even)}, both"
+            f"gradient rms within x10 across depth on {sum(even)}, both"
         )
         if method == "auto":
             yield verdict(text, 100 * share(fine), 90, unit=" %")

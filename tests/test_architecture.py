@@ -18,14 +18,14 @@ PACKAGE = Path(fanin.__file__).parent
 CORE = [
     "_errors", "_tables", "_fold", "_text", "_fans", "_normal", "_distribution", "_matrixwide", "distributions", "_quadrature",
     "_activations", "_gains", "initializers", "_facts", "_plan", "_report", "_recipes", "schemes", "_findings",
-    "_graph", "_regions", "_moments", "moments", "_signal", "_predict", "_structure", "_solve", "_solve_backward", "_lookups",
+    "_graph", "_regions", "_moments", "moments", "_signal", "_predict", "_structure", "_mirrors", "_solve", "_solve_backward", "_lookups",
 ]  # fmt: skip
 EDGE = [
     "_inputs", "_nonlinearity", "_layouts", "_rng", "_shards", "_drawers", "_fill", "_preserve", "_record", "_aten", "_names",
     "_arguments", "_standin", "_shapes", "_layer_shapes", "_views", "_kernels", "_ledger", "_draws", "_sampling", "_tape",
     "_surroundings",
     "_capture", "_analysis",
-    "_follow", "_roles", "_parameter_findings", "_apply", "_weights", "_check", "_solved", "_measure", "_meter", "_probe",
+    "_follow", "_roles", "_parameter_findings", "_apply", "_weights", "_parametrized", "_check", "_solved", "_measure", "_meter", "_probe",
     "_calibrate", "_init_op", "_init_support", "init",
 ]  # fmt: skip
 SHELL = [

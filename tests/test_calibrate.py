@@ -86,3 +86,19 @@ def test_overrides_are_not_scaled():
     net, x = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)), torch.randn(32, 16)
     plan = fanin.lsuv_(net, x, overrides={"0.weight": fanin.distributions.Normal(0.3)})
     assert plan["0.weight"].std == 0.3
+
+
+class Positioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.positions = nn.Linear(16, 16), nn.Parameter(torch.randn(8, 16))
+
+    def forward(self, x):
+        return self.layer(x) + self.positions
+
+
+def test_bare_parameters_start_as_in_auto():
+    net, x = Positioned(), 3 * torch.randn(64, 8, 16)
+    plan = fanin.lsuv_(net, x)
+    assert plan["positions"].distribution == fanin.plan(net, x)["positions"].distribution
+    assert net.layer(x).std().item() == pytest.approx(1.0, rel=0.02)

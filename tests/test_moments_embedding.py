@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from fanin._capture import capture
+from fanin._check import propagated
+from fanin._inputs import as_inputs
 from fanin._moments import embedding, registry
 from fanin._moments.domain import full, measured
 from fanin._moments.embedding import largest_of, shares
@@ -157,3 +160,14 @@ def test_largest_of_several(n):
     mean, variance = largest_of(float(n))
     assert mean == pytest.approx(x.mean(), abs=0.02)
     assert variance == pytest.approx(x.var(), abs=0.025)
+
+
+def test_outputs_that_are_empty_are_no_failure():
+    """A bag's offsets and sizes, which torch leaves out where it can."""
+    tables = torch.nn.EmbeddingBag(50, 8, mode="sum")
+    graph = capture(tables, as_inputs((torch.arange(12), torch.tensor([0, 4, 9]))))
+    signals = propagated(tables, graph)
+    assert not signals.failures
+    assert not signals.uncovered
+    assert not signals.drawn
+    assert any(0 in v.shape for v in graph.values)

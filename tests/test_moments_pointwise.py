@@ -184,3 +184,46 @@ def test_gradients_along_two_paths_are_summed_before_they_are_squared():
     total = algebra.accumulated(to_x, algebra.through(to_s, x, sigmoid.df))
     exact = gaussian.pointwise(x, _activations.nonlinearity("silu").df)
     np.testing.assert_allclose(total.q[0, 0], exact.q[0, 0], rtol=1e-9)
+
+
+# tensors of one sign ----------------------------------------------------------------------------
+
+SIGMA, SHARED = 0.8, 0.6  # of ln x; correlation of the ln of two elements of a row
+
+
+def lognormal(sign=1.0):
+    """sign exp(z), z of std SIGMA, correlated along rows: its exact moments."""
+    half = SIGMA * SIGMA / 2
+    q = sign**2 * np.exp(2 * half) * np.array([[math.exp(2 * half), math.exp(2 * half * SHARED)], [1.0, 1.0]])
+    return Abstract((((50,),), ((7,),)), np.full((1, 1), sign * math.exp(half)), q)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("power", [-1.0, -2.0])
+def test_poles_are_not_reached_by_one_sign(sign, power):
+    """E x^p = exp(p^2 s^2 / 2), and E (x x')^p = exp(p^2 s^2 (1 + r)), exactly."""
+    y = gaussian.pointwise(lognormal(sign), lambda x: np.sign(x) * np.abs(x) ** power)
+    log = (power * SIGMA) ** 2
+    assert y.average_mean == pytest.approx(sign * math.exp(log / 2), rel=1e-3)
+    assert y.q[0, 0] == pytest.approx(math.exp(2 * log), rel=1e-2)
+    assert y.q[0, 1] == pytest.approx(math.exp(log * (1 + SHARED)), rel=1e-2)
+    assert y.q[1, 1] == pytest.approx(math.exp(log), rel=1e-3)
+
+
+def test_exponentials_of_what_is_never_positive():
+    """A decay: exp of a negative tensor is at most 1; of a Gaussian with the same moments it is not."""
+    x = lognormal(-6.0)
+    y = gaussian.pointwise(x, np.exp)
+    rng = np.random.default_rng(0)
+    drawn = np.exp(-6.0 * np.exp(SIGMA * rng.standard_normal(400_000)))
+    assert y.average_mean == pytest.approx(drawn.mean(), rel=0.02)
+    assert y.second_moment == pytest.approx((drawn**2).mean(), rel=0.03)
+
+
+def test_centred_tensors_stay_gaussian():
+    """Of a mean near 0 no sign is known, and an exponential of std 1 asks nothing of the far tails."""
+    x = full((9,), 1.0, 0.1)
+    assert gaussian.pointwise(x, np.exp).average_mean == pytest.approx(math.exp(0.1 + 0.99 / 2), rel=1e-6)
+    bent = full((9,), 1.0, 0.05)
+    seen = gaussian.pointwise(bent, lambda v: 1 / v).second_moment
+    assert seen > 10.0  # the true one is infinite

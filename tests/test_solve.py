@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fanin
+from fanin._solve import HEAD
 from fanin.distributions import Kept, Normal
 
 
@@ -76,6 +77,27 @@ def test_attention_logits_of_order_one():
     net, x = Unscaled(), torch.randn(16, 20, 64)
     fanin.initialize_(net, x)
     assert 0.4 < net.logits(net.ln(x)).var().item() < 2.5
+
+
+class Contracted(nn.Module):
+    """Attention by einsum, whose first argument is no tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x):
+        logits = torch.einsum("bid,bjd->bij", self.q(x), self.k(x)) / 8
+        return torch.einsum("bij,bjd->bid", logits.softmax(-1), self.v(x))
+
+
+def test_attention_by_einsum():
+    """Queries and keys of rms 1 give logits of variance 64 before the division: both are scaled."""
+    net, x = Contracted(), torch.randn(8, 16, 64)
+    plan = fanin.plan(net, x)
+    assert any("attention logits" in why for why in plan["q.weight"].reasons)
+    assert plan["q.weight"].std == pytest.approx(plan["k.weight"].std)
+    assert plan["q.weight"].std < plan["v.weight"].std / 2
 
 
 class Designed(nn.Module):
@@ -155,3 +177,137 @@ def test_meta_models_have_no_present_values():
     notes = fanin.plan(net, torch.randn(8, 64)).notes
     assert any(n.startswith("predicted under this plan") for n in notes)
     assert not any("present values" in n for n in notes)
+
+
+# what is the model's own ------------------------------------------------------------------------
+
+
+class Siren(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(2, 128), nn.Linear(128, 128), nn.Linear(128, 3)
+
+    def forward(self, x):
+        return self.head(torch.sin(30 * self.b(torch.sin(30 * self.a(x)))))
+
+
+@pytest.mark.parametrize("scheme", ["auto", "auto:forward", "auto:edge_of_chaos"])
+def test_numbers_before_a_nonlinearity_are_its_own(scheme):
+    """sin(30 x) gets an argument of order one, not x."""
+    net, x = Siren(), 2 * torch.rand(256, 2) - 1
+    fanin.initialize_(net, x, scheme=scheme)
+    with torch.no_grad():
+        h = torch.sin(30 * net.a(x))
+        assert 0.8 < (30 * net.a(x)).square().mean().sqrt() < 1.25
+        assert 0.8 < (30 * net.b(h)).square().mean().sqrt() < 1.25
+
+
+class Scaled(nn.Module):
+    """A ConvNeXt-like branch: LayerScale is small on purpose."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(64), nn.Linear(64, 256), nn.Linear(256, 64)
+        self.gamma = nn.Parameter(torch.full((64,), 1e-6))
+
+    def forward(self, x):
+        return x + self.gamma * self.down(F.gelu(self.up(self.norm(x))))
+
+
+def test_layer_scale_is_not_undone():
+    net, x = nn.Sequential(*[Scaled() for _ in range(4)]), torch.randn(64, 64)
+    plan = fanin.initialize_(net, x)
+    assert plan["1.gamma"].distribution.mean == pytest.approx(1e-6)
+    with torch.no_grad():
+        out = net[0].down(F.gelu(net[0].up(net[0].norm(x))))
+    assert out.std().item() == pytest.approx(1.0, rel=0.15)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_weights_stay_orthogonal(kind, bidirectional):
+    """Gates bound what comes out, so nothing is scaled for it; an input of any scale is."""
+    net = nn.Sequential()
+    net.core = kind(16, 32, num_layers=2, batch_first=True, bidirectional=bidirectional)
+
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = net.core
+            self.head = nn.Linear(32 * (1 + bidirectional), 8)
+
+        def forward(self, x):
+            return self.head(self.core(x)[0])
+
+    model, x = Last(), torch.randn(16, 12, 16)
+    plan = fanin.plan(model, x)
+    same = fanin.plan(model, 100 * x)
+    for row in plan:
+        if "weight_hh" in row.name:
+            assert row.std == same[row.name].std == pytest.approx(32**-0.5)
+        if "weight_ih_l0" in row.name:
+            assert same[row.name].std == pytest.approx(row.std / 100, rel=0.1)
+        if "weight_ih_l1" in row.name:
+            assert same[row.name].std == row.std
+    fanin.initialize_(model, x)
+    assert 0.25 < model(x).detach().square().mean().sqrt() < 0.8
+
+
+class Modulated(nn.Module):
+    """AdaLN: one product makes scale, shift and gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.table = nn.LayerNorm(64, elementwise_affine=False), nn.Linear(32, 192)
+        self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
+
+    def forward(self, x, c):
+        scale, shift, gate = self.table(c).chunk(3, -1)
+        return x + gate * self.down(F.gelu(self.up(self.norm(x) * (1 + scale) + shift)))
+
+
+class Modulating(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Modulated() for _ in range(6))
+
+    def forward(self, x, c):
+        for block in self.blocks:
+            x = block(x, c)
+        return x
+
+
+def test_a_gate_is_not_the_end_of_a_branch():
+    torch.manual_seed(0)
+    net, x, c = Modulating(), torch.randn(128, 64), torch.randn(128, 32)
+    plan = fanin.initialize_(net, (x, c))
+    assert plan["blocks.2.table.weight"].std == pytest.approx(32**-0.5, rel=0.1)
+    with torch.no_grad():
+        assert net.blocks[2].table(c).std().item() == pytest.approx(1.0, rel=0.1)
+        assert 0.5 < net(x, c).square().mean() < 4.0
+
+
+class TwoSums(nn.Module):
+    """WaveNet: one product feeds the residual and the skip path."""
+
+    def __init__(self, depth=8):
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(64, 64) for _ in range(depth))
+        self.mixes = nn.ModuleList(nn.Linear(64, 128) for _ in range(depth))
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        total = 0.0
+        for gate, mix in zip(self.gates, self.mixes, strict=True):
+            change, skip = mix(torch.tanh(gate(x))).chunk(2, -1)
+            x, total = x + change, total + skip
+        return self.head(total)
+
+
+def test_a_product_in_two_sums_is_scaled_once():
+    torch.manual_seed(0)
+    net, x = TwoSums(), torch.randn(256, 64)
+    plan = fanin.initialize_(net, x)
+    assert sum("residual branches: rms" in w for w in plan["mixes.3.weight"].reasons) == 1
+    out = net(x).detach()
+    assert out.square().mean().sqrt().item() == pytest.approx(HEAD, rel=0.3)

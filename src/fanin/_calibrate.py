@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from ._recipes import Override, Scheme, build_plan
 from ._record import storage_key
 from ._roles import canonical, describe
 from .schemes import scheme_named
+from .schemes.auto import bare
 
 # Composite ops arrive whole in inference mode: op -> (position of the weight, of the bias).
 _LAYERS = {
@@ -67,7 +69,7 @@ def lsuv_(
     Each linear or convolution layer, in execution order, is scaled so that its output has standard
     deviation ``target``; a layer whose output is added to a residual stream, ``target``/sqrt(L) over
     L branches. Weights used several times take the geometric mean of what their uses ask for.
-    Biases, norms and embeddings stay as planned; overridden parameters are not scaled.
+    Biases, norms, embeddings and bare parameters stay as planned; overridden parameters are not scaled.
 
     Args:
         model: any nn.Module; its parameters are written.
@@ -104,7 +106,7 @@ def lsuv_(
     if max_runs < 1:
         raise InvalidValueError(f"max_runs must be at least 1; got {max_runs}.")
     facts = describe(model, example_inputs)
-    made = plan or build_plan(facts, scheme_named(scheme), overrides)
+    made = plan or build_plan(facts, _with_bare(scheme_named(scheme)), overrides)
     targets = _targets(facts, made, target)
     gauge = _Gauge(model, made, targets)
     with preserved(model):
@@ -117,6 +119,11 @@ def lsuv_(
             made = made.scaled(name, factor, why)
     made.fill_(model, seed=seed)
     return made
+
+
+def _with_bare(scheme: Scheme) -> Scheme:
+    """Bare parameters, which are not scaled here, as `auto` starts them."""
+    return replace(scheme, rules=(*scheme.rules, bare))
 
 
 def _targets(facts: ModelFacts, plan: InitPlan, target: float) -> dict[str, float]:

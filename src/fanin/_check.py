@@ -17,12 +17,13 @@ from ._graph import Graph, Node
 from ._inputs import as_inputs
 from ._moments.domain import Abstract, full
 from ._parameter_findings import parameter_findings
+from ._parametrized import computed, logical
 from ._plan import InitPlan
 from ._predict import predicted, signal
 from ._report import Coverage, SignalReport
 from ._signal import Signals, backward, forward
 from ._structure import Structure
-from ._weights import of_model, of_plan
+from ._weights import of_model
 
 
 def check(
@@ -69,7 +70,10 @@ def propagated(
     model: nn.Module, graph: Graph, plan: InitPlan | None = None, *, backwards: bool = True
 ) -> Signals:
     """Moments of every value and gradient, under the plan or the model's present numbers."""
-    planned: dict[str, Abstract] = {} if plan is None else of_plan(plan)
+    planned: dict[str, Abstract] = {}
+    if plan is not None:
+        planned = computed(model, plan)
+        graph = logical(model, graph, planned)
     weights = {**of_model(model, but=planned), **planned}
     signals = forward(graph, weights, kernel=run_op)
     root = next((i for i in graph.outputs if graph.values[i].floating), None)

@@ -29,6 +29,7 @@ from .distributions import (
     Dirac,
     Identity,
     Kept,
+    LooksLinear,
     Normal,
     Orthogonal,
     Sparse,
@@ -207,8 +208,32 @@ def _delta_orthogonal(law: DeltaOrthogonal, target: Target) -> Sampler:
     return sample
 
 
+@drawer(LooksLinear)
+def _looks_linear(law: LooksLinear, target: Target) -> Sampler:
+    _check_random(law, target.dtype, law.gain)
+    shape = target.shard.shape
+    rows, channels, *kernel = law.block_of(shape)
+    taps = math.prod(kernel)
+    matrix = _haar(law, target, rows, channels if law.centre else channels * taps)
+
+    def sample(r: slice, c: slice) -> Array:
+        block = target.at(r, c)
+        lower, i = np.divmod(block.rows, max(rows, 1))
+        channel, tap = np.divmod(block.columns, taps)
+        right, channel = np.divmod(channel, max(channels, 1))
+        here = np.arange(tap.size)
+        if law.centre:
+            here = np.flatnonzero(tap == _centre(shape[2:]))
+        value = np.zeros((i.size, tap.size), matrix().dtype)
+        j = channel[here] if law.centre else channel * taps + tap
+        value[:, here] = matrix()[np.ix_(i, j)] * np.where(lower[:, None] == right[here], 1, -1)
+        return value
+
+    return sample
+
+
 def _haar(
-    law: Orthogonal | DeltaOrthogonal, target: Target, rows: int, columns: int
+    law: Orthogonal | DeltaOrthogonal | LooksLinear, target: Target, rows: int, columns: int
 ) -> Callable[[], Array]:
     """All of the scaled semi-orthogonal matrix, once it is asked for; wide ones by transposition."""
     dtype = _COMPLEX[target.real] if target.dtype.is_complex else target.real

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ._activations import Nonlinearity
 from ._fans import Fan
@@ -56,6 +57,20 @@ class PartInfo:
     fan: Fan | None = None
 
 
+class Mirror(NamedTuple):
+    """How a weight can start in mirror images (`fanin.distributions.LooksLinear`).
+
+    Args:
+        outputs: its outputs can be z and -z.
+        inputs: its inputs are f(z) and f(-z).
+        slope: c of that f, f(z) - f(-z) = c z.
+    """
+
+    outputs: bool = False
+    inputs: bool = False
+    slope: float = 1.0
+
+
 @dataclass(frozen=True)
 class ParamInfo:
     """One parameter (or one parametrized tensor) of a model.
@@ -77,6 +92,7 @@ class ParamInfo:
             None if none follows or it is not known.
         evidence: how that was found, as words for the plan's reasons.
         factor: number that the layer's output is multiplied by before that function.
+        mirror: how it can start in mirror images; None where it cannot or that is not known.
         default: what today's PyTorch fills it with, None if unknown.
         through: names behind a parametrization, written through it; empty otherwise.
         usage: of a bare nn.Parameter, what the graph does with it: one of `USAGES`; empty if unknown.
@@ -98,6 +114,7 @@ class ParamInfo:
     activation: Nonlinearity | None = None
     evidence: str = ""
     factor: float = 1.0
+    mirror: Mirror | None = None
     default: Distribution | None = None
     through: tuple[str, ...] = ()
     usage: str = ""

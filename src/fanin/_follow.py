@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from ._activations import Nonlinearity
 from ._activations import names as known_nonlinearities
 from ._errors import InvalidValueError
+from ._facts import Mirror
 from ._graph import Node
 from ._layouts import specs_of
+from ._mirrors import mirrors
 from ._nonlinearity import as_nonlinearity
 from ._predict import TABLES, VIEWS
 from ._structure import CONTRACTIONS, NORMS, RECURRENT, Structure
@@ -32,6 +34,7 @@ class Followed:
         residual: weights whose output is added to a stream that goes around them.
         branches: how many such sums there are.
         factors: weight name -> number that its output is multiplied by before the nonlinearity.
+        mirrors: weight name -> how it can start in mirror images.
         traced: seen in the graph; else inferred from module order.
         evidence: how, in words.
         notes: for the head of the plan.
@@ -42,6 +45,7 @@ class Followed:
     residual: frozenset[str] = frozenset()
     branches: int = 0
     factors: Mapping[str, float] = field(default_factory=dict)
+    mirrors: Mapping[str, Mirror] = field(default_factory=dict)
     traced: bool = False
     evidence: str = ""
     notes: tuple[str, ...] = ()
@@ -236,6 +240,14 @@ def _activation_of_node(node: Node) -> Nonlinearity | None:
     return as_nonlinearity(name, given or None)
 
 
+def _mirrors(
+    structure: Structure, after: Mapping[str, Nonlinearity], weights: Mapping[str, str]
+) -> dict[str, Mirror]:
+    """As `mirrors`, by the names that weights have in plans."""
+    own = {n: after[w] for n, w in weights.items() if w in after and n == w}
+    return mirrors(structure, own)
+
+
 def follow_graph(model: nn.Module, structure: Structure, weights: Mapping[str, str]) -> Followed:
     """Follow every tensor through the graph of ``model``.
 
@@ -257,6 +269,7 @@ def follow_graph(model: nn.Module, structure: Structure, weights: Mapping[str, s
         residual,
         sum(bool(b.tails) or b.normalised == "within" for b in structure.branches),
         trail.factors,
+        _mirrors(structure, trail.after, weights),
         traced=True,
         evidence="seen in the graph",
     )

@@ -46,7 +46,7 @@ class Lookup:
 
 def lookups(structure: Structure) -> list[Lookup]:
     """Every table of the graph that is looked up by more than positions."""
-    graph, found = structure.graph, {}
+    graph, found = structure.graph, dict[int, Lookup]()
     heads = {p: graph.nodes[head.node] for head in structure.heads for p in head.weights}
     for node in graph.nodes:
         read = [i for _, i in node.refs]

@@ -192,6 +192,74 @@ class DeltaOrthogonal(MatrixWide):
 
 @distribution
 @final
+@dataclass(frozen=True, repr=False)
+class LooksLinear(MatrixWide):
+    """A weight in mirror images, [[A, -A], [-A, A]], with A ``gain`` times a (semi-)orthogonal matrix.
+
+    Between layers of such weights stand functions with f(x) - f(-x) = c x: relu, gelu, silu,
+    leaky_relu. The halves of a layer then hold f(z) and f(-z), the next layer takes their
+    difference, and the network is linear when it starts, c A ... c A, however deep, so that neither
+    signal nor gradient nor directions are lost. Training lets the halves grow apart.
+
+    Args:
+        gain: every singular value of A.
+        outputs: whether dim 0 is mirrored; it must then be even.
+        inputs: whether dim 1 is mirrored; it must then be even.
+        centre: A is at tap ``k // 2`` of a convolution, as in `DeltaOrthogonal`, else over all taps.
+        reproducible: as of `Orthogonal`.
+
+    >>> LooksLinear().std_for((64, 64)) == Orthogonal().std_for((32, 32))
+    True
+
+    Source: Balduzzi et al. 2017, "The shattered gradients problem", section 5 (arXiv 1702.08591).
+    """
+
+    gain: float = 1.0
+    outputs: bool = True
+    inputs: bool = True
+    centre: bool = False
+    reproducible: bool = True
+
+    def __post_init__(self) -> None:
+        names = ("outputs", "inputs", "centre", "reproducible")
+        flags = {n: _choice(getattr(self, n), n) for n in names}
+        assign(self, gain=finite("gain", self.gain), **flags)
+
+    def _arguments(self) -> dict[str, Any]:
+        return _unless_reproducible(super()._arguments())
+
+    def block_of(self, shape: Shape) -> tuple[int, ...]:
+        """The shape of A for a weight of ``shape``.
+
+        Raises:
+            InvalidValueError: fewer than 2 dims (``centre``: 3), or a mirrored one is odd.
+        """
+        _sides(self, shape, 3 if self.centre else 2, 5)
+        halves = (self.outputs, self.inputs)
+        if any(half and n % 2 for half, n in zip(halves, shape, strict=False)):
+            raise InvalidValueError(
+                f"{self} mirrors dims that must be even; got shape {tuple(shape)}."
+            )
+        sides = (n // 2 if half else n for half, n in zip(halves, shape, strict=False))
+        return (*sides, *shape[2:])
+
+    def mean_for(self, shape: Shape) -> float:
+        """0, after checking the shape."""
+        self.block_of(shape)
+        return 0.0
+
+    def std_for(self, shape: Shape) -> float:
+        """That of A."""
+        law = DeltaOrthogonal if self.centre else Orthogonal
+        return law(self.gain).std_for(self.block_of(shape))
+
+    def scaled(self, factor: float) -> LooksLinear:
+        """The gain times ``factor``."""
+        return replace(self, gain=self.gain * finite("factor", factor, least=0.0))
+
+
+@distribution
+@final
 @dataclass(frozen=True)
 class Identity(MatrixWide):
     """``gain`` on the diagonal of a 2-D tensor, 0 elsewhere.
@@ -312,10 +380,10 @@ class Kept(MatrixWide):
         return self
 
 
-def _choice(reproducible: object) -> bool:
-    if reproducible not in (True, False):
-        raise InvalidValueError(f"reproducible is True or False; got {reproducible!r}.")
-    return bool(reproducible)
+def _choice(value: object, name: str = "reproducible") -> bool:
+    if value not in (True, False):
+        raise InvalidValueError(f"{name} is True or False; got {value!r}.")
+    return bool(value)
 
 
 def _unless_reproducible(arguments: dict[str, Any]) -> dict[str, Any]:

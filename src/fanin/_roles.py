@@ -67,17 +67,22 @@ def slots_of(model: nn.Module) -> list[Slot]:
     Raises:
         ModelError: a parameter is lazy.
     """
-    root = type(model).__name__ in _ROOTS
     found: dict[object, Slot] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, ParametrizationList) or ".parametrizations." in f".{path}.":
-            continue
-        fqn = canonical(f"{path}.", wrapped_root=root).removesuffix(".") if path else ""
+    for fqn, module in owners(model):
         for slot in _own_slots(module, fqn):
             first = found.setdefault(_identity(slot), slot)
             if first is not slot and slot.name not in (first.name, *first.aliases):
                 first.aliases.append(slot.name)
     return list(found.values())
+
+
+def owners(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(canonical FQN, module) of all modules but parametrizations, shared ones by every name."""
+    root = type(model).__name__ in _ROOTS
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, ParametrizationList) or ".parametrizations." in f".{path}.":
+            continue
+        yield canonical(f"{path}.", wrapped_root=root).removesuffix(".") if path else "", module
 
 
 def _identity(slot: Slot) -> object:
@@ -87,8 +92,8 @@ def _identity(slot: Slot) -> object:
 def _own_slots(module: nn.Module, fqn: str) -> Iterator[Slot]:
     """The tensors that belong to ``module`` itself, in order of registration."""
     prefix = f"{fqn}." if fqn else ""
-    behind = _old_style(module)
-    hidden = {n for names in behind.values() for n in names}
+    computed = behind(module)
+    hidden = {n for names in computed.values() for n in names}
     for leaf, parameter in module._parameters.items():  # noqa: SLF001 - keeps the order and skips none
         if parameter is None or leaf in hidden:
             continue
@@ -98,20 +103,19 @@ def _own_slots(module: nn.Module, fqn: str) -> Iterator[Slot]:
                 "then plan or initialise it."
             )
         yield Slot(f"{prefix}{leaf}", module, fqn, leaf, parameter)
+    for leaf, names in computed.items():
+        through = tuple(f"{prefix}{n}" for n in names)
+        yield Slot(f"{prefix}{leaf}", module, fqn, leaf, getattr(module, leaf), through)
+
+
+def behind(module: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Attribute of ``module`` that it computes -> names of the parameters that it does so from."""
+    found = _old_style(module)
     if is_parametrized(module):
         for leaf, parametrization in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            behind[leaf] = tuple(
-                f"parametrizations.{leaf}.{n}" for n, _ in parametrization.named_parameters()
-            )
-    for leaf, names in behind.items():
-        yield Slot(
-            f"{prefix}{leaf}",
-            module,
-            fqn,
-            leaf,
-            getattr(module, leaf),
-            tuple(f"{prefix}{n}" for n in names),
-        )
+            names = (n for n, _ in parametrization.named_parameters())
+            found[leaf] = tuple(f"parametrizations.{leaf}.{n}" for n in names)
+    return found
 
 
 def _old_style(module: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -220,6 +224,7 @@ def _info(slot: Slot, specs: Mapping[str, Spec], followed: Followed) -> ParamInf
         alias_roles=tuple(_role(specs.get(a)) for a in slot.aliases),
         activation=activation,
         factor=followed.factors.get(slot.name, 1.0),
+        mirror=followed.mirrors.get(slot.name),
         evidence=evidence if spec.role in WEIGHT_ROLES else "",
         default=spec.default,
         through=slot.through,
@@ -272,7 +277,12 @@ def _with_biases(params: tuple[ParamInfo, ...]) -> tuple[ParamInfo, ...]:
     """A bias shares its layer's nonlinearity: it is added before it."""
     layers = {p.module: p for p in params if p.role in WEIGHT_ROLES and p.name.endswith("weight")}
     return tuple(
-        replace(p, activation=layers[p.module].activation, factor=layers[p.module].factor)
+        replace(
+            p,
+            activation=layers[p.module].activation,
+            factor=layers[p.module].factor,
+            mirror=layers[p.module].mirror,
+        )
         if p.role == "bias" and p.module in layers
         else p
         for p in params

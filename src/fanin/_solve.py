@@ -21,7 +21,7 @@ from ._signal import Kernel, Signals, Step, leaf
 from ._structure import RECURRENT, Branch, Structure, Use
 
 SUM_OF_BRANCHES = 0.7  # of the stream's first second moment: together with it 1.7, within [0.5, 2]
-HEAD = 0.5  # rms of logits: a cross-entropy of chance + 0.12
+HEAD = 0.6  # rms of logits: a cross-entropy of chance + 0.18
 SMALLEST = 0.28  # rms of branches that a norm reads, and of rows of tables, at least
 UNIT = (0.5, 2.0)  # rms of a recurrence's input that is left as it is
 LOGITS = (0.25, 2.0)  # variance of attention logits that is left as it is
@@ -137,7 +137,11 @@ class _Solver(Step):
             return
         width = values[signal.index].shape[-1]
         per_direction = 3 if len(use.weights) % 3 == 0 and len(use.weights) % 2 else 2
-        first = use.weights[: per_direction + 1 : per_direction] if node.args.get("bidirectional") else use.weights[:1]
+        first = (
+            use.weights[: per_direction + 1 : per_direction]
+            if node.args.get("bidirectional")
+            else use.weights[:1]
+        )
         names = [graph.values[p].name for p in first if graph.values[p].shape[-1] == width]
         rms = math.sqrt(values[signal.index].second_moment)
         names = [n for n in names if n not in self.fixed and n not in self.solution.factors]
@@ -198,7 +202,19 @@ class _Solver(Step):
             f"{math.sqrt(wanted):.3g} beside a stream of {math.sqrt(start):.3g}"
         )
         self._scale(sorted(set(names)), factor, why)
-        values[branch.branch] = _rescaled(own, factor)
+        self._refresh([use for use in branch.tails if self._names(use)], factor, branch.node)
+
+    def _refresh(self, uses: list[Use], factor: float, until: int) -> None:
+        """Products scaled after they were propagated, and what was made of them since."""
+        graph, values = self.signals.graph, self.signals.values
+        for use in uses:
+            values[use.output] = _rescaled(values[use.output], factor)
+        changed = {use.output for use in uses}
+        for position in range(min(use.node for use in uses) + 1, until):
+            node = graph.nodes[position]
+            if position not in self.structure.use_at and any(i in changed for _, i in node.refs):
+                super().run(node)
+                changed.update(node.outputs)
 
     def _used(self, name: str) -> int:
         index = self.signals.graph.parameters.get(name)
@@ -218,10 +234,8 @@ class _Solver(Step):
         self._scale(names, factor, f"attention logits: variance {variance:.3g} -> 1")
         for use in (*queries, *keys):
             self.signals.values[use.output] = _rescaled(self.signals.values[use.output], factor)
-        for name in ("query", "key", "x", "other", "mat2"):
-            ref = node.args.get(name)
-            if isinstance(ref, Ref):
-                self.signals.values[ref.index] = _rescaled(self.signals.values[ref.index], factor)
+        for index in _sides(node):
+            self.signals.values[index] = _rescaled(self.signals.values[index], factor)
 
     def _of(self, uses: tuple[Use, ...]) -> list[str]:
         return [n for use in uses for n in self._names(use)]
@@ -229,13 +243,16 @@ class _Solver(Step):
 
 def _logit_variance(node: Node, values: Mapping[int, Abstract]) -> float:
     """Of q.k/sqrt(d), by the second moments of queries and keys."""
-    pair = [node.args.get(n) for n in ("query", "key")]
-    if node.op != "scaled_dot_product_attention":
-        pair = [r for r in node.args.values() if isinstance(r, Ref)][:2]
-    q, k = (values[ref.index] for ref in pair if ref is not None)
+    q, k = (values[index] for index in _sides(node))
     d = q.shape[-1]
     scale = node.args.get("scale") or (1 / math.sqrt(d) if "query" in node.args else 1.0)
     return d * q.second_moment * k.second_moment * float(scale) ** 2
+
+
+def _sides(node: Node) -> list[int]:
+    """Values of queries and keys."""
+    read = [i for name, i in node.refs if name in {"query", "key"}]
+    return read or [i for _, i in node.refs][-2:]
 
 
 def _rescaled(x: Abstract, factor: float) -> Abstract:
@@ -269,7 +286,9 @@ def solve(
         if value.kind != "computed":
             signals.values[index] = leaf(value, weights)
     constant = {row.name for row in plan if row.std == 0}
-    solver = _Solver(signals, structure, kernel, {*fixed, *constant}, targets or {}, products=products)
+    solver = _Solver(
+        signals, structure, kernel, {*fixed, *constant}, targets or {}, products=products
+    )
     with np.errstate(all="ignore"):
         for node in graph.nodes:
             solver.run(node)

@@ -13,11 +13,12 @@ from ._check import propagated, report_of, run_op
 from ._graph import Graph
 from ._lookups import balanced, lookups
 from ._moments.domain import Abstract
+from ._parametrized import computed, logical, unscalable
 from ._plan import InitPlan
 from ._solve import Solution, scaled_by, solve
 from ._solve_backward import solve_gradients
 from ._structure import Structure
-from ._weights import of_model, of_plan
+from ._weights import of_model
 
 SMALLEST, LARGEST = 0.25, 4.0  # rms of what a module puts out, between which it is of order one
 GRADIENTS = 10.0  # largest over smallest rms of the modules' gradients that is still even
@@ -39,18 +40,21 @@ def solved(
         targets: FQN of a weight -> second moment of its output.
         objective: "forward" or "backward".
     """
-    structure = analysis.structure
-    if structure is None:
+    captured = analysis.structure
+    if captured is None:
         return plan
     fixed = {r.name for r in plan if any(w.startswith("overrides[") for w in r.reasons)}
-    drawn = of_plan(plan)
+    fixed |= unscalable(model)
+    drawn = computed(model, plan)
+    structure = Structure(logical(model, captured.graph, drawn))
+    fixed |= structure.graph.parameters.keys() - {row.name for row in plan}
     weights = {**of_model(model, but=drawn), **drawn}
     if objective == "backward":
         solution = solve_gradients(plan, structure, weights, kernel=run_op, fixed=fixed)
     else:
         solution = _forward(plan, structure, weights, fixed, targets)
     made = solution.apply(plan)
-    return replace(made, notes=(*plan.notes, *solution.notes, *_compared(model, made, structure)))
+    return replace(made, notes=(*plan.notes, *solution.notes, *_compared(model, made, captured)))
 
 
 def _forward(
@@ -89,9 +93,7 @@ class Spread(NamedTuple):
     @property
     def healthy(self) -> bool:
         """Whether all is of order one."""
-        return (
-            self.smallest >= SMALLEST and self.largest <= LARGEST and self.gradients <= GRADIENTS
-        )
+        return self.smallest >= SMALLEST and self.largest <= LARGEST and self.gradients <= GRADIENTS
 
     def __str__(self) -> str:
         return (

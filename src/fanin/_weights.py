@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ._moments.domain import Abstract, concatenated, constant, cut, full, measured
+from ._moments.strata import whole
 from ._plan import InitPlan, Row
-from .distributions import Constant, DeltaOrthogonal, Distribution, Kept
+from .distributions import Constant, DeltaOrthogonal, Distribution, Kept, LooksLinear
 
 READ = 1 << 16  # elements that pair moments are taken from; second moments come from all
 CHANCE = 4.0  # standard errors: less is taken for sampling error of independent elements
@@ -47,7 +49,35 @@ def _drawn_from(law: Distribution, shape: tuple[int, ...]) -> Abstract:
     if isinstance(law, DeltaOrthogonal):
         tap = (*shape[:2], *(1 for _ in shape[2:]))
         return _among_zeros(full(tap, std * std * math.prod(shape[2:])), shape, _centre(shape))
+    if isinstance(law, LooksLinear):
+        return _mirrored(law, shape)
     return full(shape, std * std + mean * mean, mean)
+
+
+def _mirrored(law: LooksLinear, shape: tuple[int, ...]) -> Abstract:
+    second = law.std_for(shape) ** 2
+    if not law.centre:
+        return _images(shape, second, (law.outputs, law.inputs))
+    tap, taps = (*shape[:2], *(1 for _ in shape[2:])), math.prod(shape[2:])
+    return _among_zeros(_images(tap, second * taps, (law.outputs, law.inputs)), shape, _centre(shape))
+
+
+def _images(shape: tuple[int, ...], second: float, mirrored: tuple[bool, bool]) -> Abstract:
+    """Mirrored axes are (2, half): the same element of the other half is its negative."""
+    halves = (*mirrored, *(False for _ in shape[2:]))
+    dims = tuple(
+        ((2,), *whole(n // 2)) if half else whole(n) for half, n in zip(halves, shape, strict=True)
+    )
+    places = np.cumsum([0, *map(len, dims)])
+    k = int(places[-1])
+    q = np.zeros((2,) * k)
+    for other in itertools.product(*((0, 1) if half else (0,) for half in halves)):
+        at = [0] * k
+        for place, one in zip(places, other, strict=False):
+            if one:
+                at[place] = 1
+        q[tuple(at)] = second * (-1) ** sum(other)
+    return Abstract(dims, np.zeros((1,) * k), q)
 
 
 def _centre(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,6 +124,9 @@ def of_tensor(tensor: Tensor) -> Abstract:
     x = tensor.detach()
     if x.numel() == 0 or not (x.is_floating_point() or x.is_complex()) or x.numel() <= 64:
         return measured(_array(x))
+    images = _images_of(x)
+    if images is not None:
+        return images
     starts, core = _nonzero_taps(x)
     if core is not x:
         return _among_zeros(of_tensor(core).plain(), tuple(x.shape), starts)
@@ -102,6 +135,26 @@ def of_tensor(tensor: Tensor) -> Abstract:
     square = float(torch.linalg.vector_norm(x.float() if x.dtype.itemsize < 4 else x)) ** 2
     second = square / x.numel()
     return _without_chance(found, second, few.size, tuple(x.shape))
+
+
+def _images_of(x: Tensor) -> Abstract | None:
+    """Moments of a weight in mirror images (`LooksLinear`), zeros of outer taps apart; else None."""
+    if x.ndim < 2:
+        return None
+    starts, core = _nonzero_taps(x)
+    mirrored = (_is_mirrored(core, 0), _is_mirrored(core, 1))
+    if not any(mirrored):
+        return None
+    second = float(core.double().square().mean())
+    return _among_zeros(_images(tuple(core.shape), second, mirrored), tuple(x.shape), starts)
+
+
+def _is_mirrored(x: Tensor, dim: int) -> bool:
+    n = x.shape[dim]
+    if n % 2 or not bool((x.select(dim, 0) == -x.select(dim, n // 2)).all()):
+        return False
+    first, second = x.chunk(2, dim)
+    return bool((first == -second).all()) and bool(first.any())
 
 
 def _nonzero_taps(x: Tensor) -> tuple[tuple[int, ...], Tensor]:

@@ -26,7 +26,7 @@ from ._distribution import (
     from_kind,
 )
 from ._errors import InvalidValueError, finite
-from ._matrixwide import DeltaOrthogonal, Dirac, Identity, Kept, Orthogonal, Sparse
+from ._matrixwide import DeltaOrthogonal, Dirac, Identity, Kept, LooksLinear, Orthogonal, Sparse
 from ._normal import Array, step_cdf
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Distribution",
     "Identity",
     "Kept",
+    "LooksLinear",
     "Normal",
     "Orthogonal",
     "Sparse",

@@ -7,13 +7,15 @@ they meet; one gate's values at two times are not, and their products are taken 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from .strata import Array
-from .timeline import Function, Response, correlations, mirrored
+from .timeline import Function, Response, mirrored, powers
 
 
 def sigmoid(z: Array) -> Array:
@@ -51,15 +53,25 @@ class Weights:
     rows: int
     columns: int
 
+    @cached_property
+    def forth(self) -> Array:
+        """What E h h' of the same and of two units counts for in E (W h) (W h)' of the same and of two."""
+        n = self.columns
+        return np.array([n * self.q[:, 0], n * (n - 1) * self.q[:, 1]])
+
+    @cached_property
+    def back(self) -> Array:
+        """The same for W^T."""
+        n = self.rows
+        return np.array([n * self.q[0], n * (n - 1) * self.q[1]])
+
     def applied(self, q: Array) -> Array:
         """E (W h)_t (W h)_s from E h_t h_s; the last axis is the unit's class."""
-        n = self.columns
-        return n * q[..., :1] * self.q[:, 0] + n * (n - 1) * q[..., 1:] * self.q[:, 1]
+        return np.asarray(q @ self.forth)
 
     def transposed(self, q: Array) -> Array:
         """E (W^T d)_t (W^T d)_s from E d_t d_s."""
-        rows = self.rows
-        return rows * q[..., :1] * self.q[0] + rows * (rows - 1) * q[..., 1:] * self.q[1]
+        return np.asarray(q @ self.back)
 
 
 @dataclass(eq=False)
@@ -79,31 +91,39 @@ class Gaussian:
         """Zeros."""
         return cls(np.zeros((steps, steps, 2, 2)), np.zeros(steps))
 
-    @property
-    def variance(self) -> Array:
-        """Of single numbers."""
+    def __post_init__(self) -> None:
         steps = np.arange(len(self.mean))
-        return np.asarray(self.q[steps, steps, 0, 0] - self.mean**2)
+        self.std = np.sqrt(np.maximum(self.q[steps, steps, 0, 0] - self.mean**2, 0.0))
 
     def put(self, t: int, row: Array, mean: float) -> None:
         """Time t, against times 0..t."""
         mirrored(self.q, t, row)
         self.mean[t] = mean
+        self.std[t] = math.sqrt(max(float(row[t, 0, 0]) - mean * mean, 0.0))
 
     def see(self, t: int, *responses: Response) -> Array:
-        """Correlations of time t with 0..t; the responses learn its distribution."""
-        variance = float(self.q[t, t, 0, 0] - self.mean[t] ** 2)
+        """Powers of the correlations of time t with 0..t; the responses learn its distribution."""
+        mean, std = float(self.mean[t]), float(self.std[t])
         for response in responses:
-            response.see(t, float(self.mean[t]), variance)
-        return correlations(self.q, self.mean, t)
+            response.see(t, mean, std)
+        return powers(self.q[t, : t + 1], mean * self.mean[: t + 1], std * self.std[: t + 1])
+
+    @cached_property
+    def powers(self) -> Array:
+        """Of the correlations of all pairs of times, once all are there."""
+        outer, scale = (
+            np.multiply.outer(self.mean, self.mean),
+            np.multiply.outer(self.std, self.std),
+        )
+        return powers(self.q, outer, scale)
 
     def response(self, f: Function) -> Response:
         """E f(a_t) f(a_s) at all times."""
-        return Response(f, 0).see_all(self.mean, self.variance)
+        return Response(f, 0).see_all(self.mean, self.std)
 
     def function(self, f: Function) -> Array:
         """The table of E f(a_t) f(a_s)."""
-        return self.response(f).table(correlations(self.q, self.mean))
+        return self.response(f).table(self.powers)
 
 
 @dataclass(eq=False)
@@ -144,8 +164,9 @@ class Leaky:
     def __init__(self, state: Gaussian | None, steps: int) -> None:
         self.y = started(state, steps)
         self.shared = np.zeros((steps + 1, steps, 2, 2))
-        self.kept, self.fed = np.zeros(steps), np.zeros(steps)
+        self.fed = np.zeros(steps)
         self.news = np.zeros((steps, steps, 2, 2))
+        self.decay = np.ones((steps + 1, 1, 1))
 
     def move(
         self,
@@ -164,7 +185,8 @@ class Leaky:
         """
         ff, fw, wf, ww = tables
         y, f, w = self.y, means[0], means[1]
-        self.kept[t], self.fed[t] = f, w
+        self.fed[t] = w
+        self.decay[t + 1] = self.decay[t] * max(f, 1e-5)
         mirrored(self.news, t, news)
         self.shared[: t + 1, t] = self._column(t, y.mean[0] * means[2])
         row = ff * y.q[t, : t + 1] + ww * news
@@ -174,18 +196,12 @@ class Leaky:
         y.put(t + 1, np.concatenate([first, row]), float(f * y.mean[t] + w * means[2]))
 
     def _column(self, t: int, start: float) -> Array:
-        """M(k, t) for k = 0..t."""
-        gains = self.fed[:t, None, None] * self.news[:t, t]
-        return accumulated(np.full((1, 2, 2), start), gains, self.kept[:t])
-
-
-def accumulated(start: Array, gains: Array, kept: Array) -> Array:
-    """y_(k+1) = kept_k y_k + gains_k from y_0 on, as one cumulative sum."""
-    shape = (-1,) + (1,) * (gains.ndim - 1)
-    decay = np.cumprod(np.concatenate([[1.0], np.maximum(kept, 1e-5)])).reshape(shape)
-    return np.asarray(
-        decay * (start + np.concatenate([0 * start, np.cumsum(gains / decay[1:], axis=0)]))
-    )
+        """M(k, t) for k = 0..t: M(k + 1, t) = f_k M(k, t) + w_k E[n_k n_t], as one cumulative sum."""
+        out = np.full((t + 1, 2, 2), start)
+        gains = self.fed[:t, None, None] * self.news[:t, t] / self.decay[1 : t + 1]
+        out[1:] += gains.cumsum(axis=0)
+        out *= self.decay[: t + 1]
+        return out
 
 
 def _row(x: Gaussian, w: Weights, h: Gaussian, t: int) -> tuple[Array, float]:

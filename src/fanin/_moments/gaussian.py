@@ -35,6 +35,7 @@ def _hermite() -> Array:
     return np.stack(rows)
 
 
+_ALTERNATING = (-1.0) ** np.arange(TERMS)
 _WEIGHTED_T = np.ascontiguousarray((_hermite() * _W).T)
 _FAR = np.abs(_Z) > 3.5  # a Gaussian is there once in 2000 times
 _MIDDLE = slice(*np.searchsorted(_Z, [-0.5, 0.5]))
@@ -137,7 +138,8 @@ def _asks_tails(values: Array) -> bool:
         squares = values * values
         parts = squares * _W
         usual = squares[:, _MIDDLE].max(axis=1, keepdims=True)
-        rare = np.where((squares > UNUSUAL * usual) | _FAR, parts, 0.0).sum(axis=1)
+        unusual = (squares > UNUSUAL * usual) & (usual > 0)
+        rare = np.where(unusual | _FAR, parts, 0.0).sum(axis=1)
         most = np.maximum(rare, parts.max(axis=1))
         return bool((most > MOST * parts.sum(axis=1)).any())
 
@@ -148,7 +150,7 @@ def _moments(x: Abstract, law: _Law) -> tuple[Array, Array]:
         c = values @ _WEIGHTED_T
         second = (values * values) @ _W
         if mean.size == 1 and not lognormal:
-            table = _pairs_alike(x.q, mean[0], std[0] * std[0], c[0], second[0])
+            table = _pairs_alike(x.q, mean[0], std[0] * std[0], c[0], second[0], values[0])
         else:
             table = _pairs(x, law, c, second)
     return c[:, 0].reshape(x.mean.shape), table
@@ -176,7 +178,9 @@ def _own(x: Abstract) -> Array:
     return x.q[tuple(slice(s) for s in x.mean.shape)].reshape(-1)
 
 
-def _pairs_alike(q: Array, mean: float, variance: float, c: Array, second: float) -> Array:
+def _pairs_alike(
+    q: Array, mean: float, variance: float, c: Array, second: float, values: Array
+) -> Array:
     if variance <= 0:
         return np.full(q.shape, second)
     r = np.minimum(np.maximum((q.reshape(-1) - mean * mean) / variance, -1.0), 1.0)
@@ -184,7 +188,11 @@ def _pairs_alike(q: Array, mean: float, variance: float, c: Array, second: float
     table = _powers(r) @ squares
     beyond = second - float(squares.sum())
     if beyond > 1e-14 * second:
-        table += beyond * _high_degrees(r)
+        tail = _high_degrees(np.abs(r))
+        if (r < 0).any():  # there the odd degrees count negatively
+            opposite = float((values * values[::-1]) @ _W - _ALTERNATING @ squares)
+            tail = np.where(r < 0, opposite / beyond * tail, tail)
+        table += beyond * tail
     table[0] = second
     return table.reshape(q.shape)
 
@@ -198,7 +206,7 @@ def _powers(r: Array) -> Array:
 
 
 def _high_degrees(r: Array) -> Array:
-    """What the terms beyond the series count for: something near r = 1 only."""
+    """What the terms beyond the series count for: something near |r| = 1 only."""
     return np.interp(r, _R[::-1], _TAIL, left=0.0)
 
 

@@ -63,14 +63,14 @@ def _between(low: float, high: float, slope: float) -> Pair:
 
 
 def _of(name: str, parameter: object = None) -> Pair:
-    df = nonlinearity(name).df if parameter is None else nonlinearity(name, parameter).df  # type: ignore[arg-type]
+    df = nonlinearity(name).df if parameter is None else nonlinearity(name, parameter).df
     return df, differences(df)
 
 
 _slope("tanh_backward", "output")(lambda: (lambda y: 1 - y * y, lambda y: -2 * y))
 _slope("sigmoid_backward", "output")(lambda: (lambda y: y * (1 - y), lambda y: 1 - 2 * y))
-for _op in ("silu", "mish"):
-    _slope(f"{_op}_backward")(lambda _op=_op: _of(_op))  # type: ignore[misc]
+_slope("silu_backward")(lambda: _of("silu"))
+_slope("mish_backward")(lambda: _of("mish"))
 _slope("log_sigmoid_backward")(lambda: _of("logsigmoid"))
 _slope("hardsigmoid_backward")(lambda: _between(-3.0, 3.0, 1 / 6))
 _slope("hardswish_backward")(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -44,15 +45,15 @@ class Response:
         self.c = np.zeros((steps, TERMS))
         self.rest = np.zeros(steps)
 
-    def see(self, t: int, mean: float, variance: float) -> None:
+    def see(self, t: int, mean: float, std: float) -> None:
         """The distribution at time t."""
-        values = self.f(mean + max(variance, 0.0) ** 0.5 * _Z)
+        values = self.f(mean + std * _Z)
         self.c[t] = values @ _WEIGHTED
         self.rest[t] = max(float((values * values) @ _W) - float(self.c[t] @ self.c[t]), 0.0)
 
-    def see_all(self, mean: Array, variance: Array) -> Response:
+    def see_all(self, mean: Array, std: Array) -> Response:
         """The distributions at all times."""
-        values = self.f(mean[:, None] + np.sqrt(np.maximum(variance, 0.0))[:, None] * _Z)
+        values = self.f(mean[:, None] + std[:, None] * _Z)
         self.c = values @ _WEIGHTED
         self.rest = np.maximum((values * values) @ _W - (self.c * self.c).sum(axis=1), 0.0)
         return self
@@ -62,40 +63,37 @@ class Response:
         """E f(a_t)."""
         return self.c[:, 0]
 
-    def row(self, t: int, r: Array) -> Array:
-        """E f(a_t) f(a_s) for s = 0..t, r the correlations (s, sample, unit)."""
-        out = _series(self.c[: t + 1] * self.c[t], r)
+    def row(self, t: int, powers: Array) -> Array:
+        """E f(a_t) f(a_s) for s = 0..t, by the powers of their correlations (s, sample, unit, degree)."""
+        out = _series(self.c[: t + 1] * self.c[t], powers)
         out[t, 0, 0] += self.rest[t]
         return out
 
-    def table(self, r: Array) -> Array:
+    def table(self, powers: Array) -> Array:
         """E f(a_t) f(a_s) for all pairs of times."""
-        out = _series(self.c[:, None] * self.c[None], r)
+        out = _series(self.c[:, None] * self.c[None], powers)
         steps = np.arange(len(self.c))
         out[steps, steps, 0, 0] += self.rest
         return out
 
 
-def _series(c: Array, r: Array) -> Array:
-    """Sum of c_k r^k by Horner's rule; c has its terms last, r two more axes."""
-    out = np.broadcast_to(c[..., -1, None, None], r.shape).copy()
-    for k in range(TERMS - 2, -1, -1):
-        out *= r
-        out += c[..., k, None, None]
+def _series(c: Array, powers: Array) -> Array:
+    """Sum of c_k r^k; c has its terms last, the powers two more axes before them."""
+    shape = powers.shape
+    flat = powers.reshape(*shape[:-3], -1, TERMS) @ c[..., None]
+    return np.asarray(flat.reshape(shape[:-1]))
+
+
+def powers(q: Array, outer: Array, scale: Array) -> Array:
+    """r^0, r^1, ... of r = (q - outer) / scale, one more axis at the end; r is 0 where scale is."""
+    out = np.empty((*q.shape, TERMS))
+    out[..., 0] = 1.0
+    r = q - outer[..., None, None]
+    r /= np.where(scale > 1e-150, scale, np.inf)[..., None, None]
+    np.minimum(np.maximum(r, -1.0, out=r), 1.0, out=r)
+    out[..., 1:] = r[..., None]
+    np.multiply.accumulate(out, axis=-1, out=out)
     return out
-
-
-def correlations(q: Array, mean: Array, t: int | None = None) -> Array:
-    """(q_ts - m_t m_s) / (std_t std_s); of one t only, with s = 0..t."""
-    steps = np.arange(len(mean))
-    std = np.sqrt(np.maximum(q[steps, steps, 0, 0] - mean * mean, 0.0))
-    if t is None:
-        outer, scale = np.multiply.outer(mean, mean), np.multiply.outer(std, std)
-    else:
-        q, outer, scale = q[t, : t + 1], mean[t] * mean[: t + 1], std[t] * std[: t + 1]
-    scale = scale[..., None, None]
-    gap = q - outer[..., None, None]
-    return np.clip(np.divide(gap, scale, out=np.zeros_like(gap), where=scale > 1e-150), -1.0, 1.0)
 
 
 def mirrored(q: Array, t: int, row: Array) -> None:
@@ -189,6 +187,38 @@ def sampled(start: int, n: int, most: int = 64) -> Index:
     return start + ((np.arange(count) + 0.5) * n / count).astype(np.intp)
 
 
+@lru_cache(maxsize=64)
+def _averages(length: int, steps: int) -> tuple[Atom, Array, Array]:
+    """`bins`, and what steps and pairs of steps count for in the mean over each bin and pair of bins."""
+    atom = bins(length)
+    starts = np.cumsum([0, *atom[:-1]]).tolist()
+    spans = [sampled(i, n) for i, n in zip(starts, atom, strict=True)]
+    own = np.zeros((len(atom), steps))
+    for k, a in enumerate(spans):
+        np.add.at(own[k], stand_ins(a, a, steps)[0], 1 / len(a))
+    pairs = np.zeros((len(atom) + len(atom) ** 2, steps, steps))
+    pairs[: len(atom), np.arange(steps), np.arange(steps)] = own
+    for k, (a, b) in enumerate(product(spans, repeat=2), len(atom)):
+        t, s = stand_ins(*np.meshgrid(a, b, indexing="ij"), steps)
+        apart = np.not_equal.outer(a, b)
+        np.add.at(pairs[k], (t[apart], s[apart]), 1 / max(apart.sum(), 1))
+    return atom, own, pairs.reshape(len(pairs), -1)
+
+
+@lru_cache(maxsize=64)
+def _represented(length: int, steps: int) -> Array:
+    """How many pairs of times each pair of steps stands for."""
+    if length <= steps:
+        return np.ones((steps, steps))
+    at = sampled(0, length, 512)
+    t, s = stand_ins(*np.meshgrid(at, at, indexing="ij"), steps)
+    apart = 1.0 - np.eye(len(at))
+    weight = apart * (length * (length - 1) / apart.sum()) + np.eye(len(at)) * (length / len(at))
+    times = np.zeros((steps, steps))
+    np.add.at(times, (t, s), weight)
+    return times
+
+
 @dataclass(frozen=True)
 class Grid:
     """Sequences of one length."""
@@ -208,16 +238,8 @@ class Grid:
 
     def write(self, q: Array, mean: Array, units: int, *, backwards: bool) -> Abstract:
         """A tensor (time, batch, units) of moments over pairs of steps, its times in `bins`."""
-        atom = bins(self.length)
-        starts = np.cumsum([0, *atom[:-1]]).tolist()
-        spans = [sampled(i, n) for i, n in zip(starts, atom, strict=True)]
-        own = [stand_ins(a, a, self.steps)[0] for a in spans]
-        table = [q[t, t].mean(axis=0) for t in own]
-        for a, b in product(spans, repeat=2):
-            t, s = stand_ins(*np.meshgrid(a, b, indexing="ij"), self.steps)
-            apart = np.not_equal.outer(a, b)
-            table.append(q[t, s][apart].mean(axis=0) if apart.any() else np.zeros((2, 2)))
-        means, tables = np.array([mean[t].mean() for t in own]), np.stack(table)
+        atom, own, pairs = _averages(self.length, self.steps)
+        means, tables = own @ mean, (pairs @ q.reshape(-1, 4)).reshape(-1, 2, 2)
         if backwards:
             atom, means, tables = _reversed(atom, means, tables)
         out = tensor(tables, means, (atom,) if self.length > 1 else (), self.batch, units)
@@ -229,15 +251,7 @@ class Grid:
 
     def counts(self) -> Array:
         """How many pairs of (time, sample) each pair of steps stands for, (t, s, same sample or not)."""
-        n, steps = self.length, self.steps
-        times = np.ones((steps, steps))
-        if n > steps:
-            at = sampled(0, n, 512)
-            t, s = stand_ins(*np.meshgrid(at, at, indexing="ij"), steps)
-            apart = 1.0 - np.eye(len(at))
-            weight = apart * (n * (n - 1) / apart.sum()) + np.eye(len(at)) * (n / len(at))
-            times = np.zeros((steps, steps))
-            np.add.at(times, (t, s), weight)
+        times = _represented(self.length, self.steps)
         return times[..., None] * np.array([self.batch, self.batch * (self.batch - 1.0)])
 
 

@@ -15,7 +15,7 @@ Residual branches, attention logits and heads are scaled alike in all of them.
 
 from __future__ import annotations
 
-from math import sqrt
+from math import prod, sqrt
 
 from .._errors import InvalidValueError
 from .._facts import FREE_ROLE, WEIGHT_ROLES, ModelFacts, ParamInfo
@@ -33,11 +33,14 @@ from .._recipes import (
     weights,
     writes_to_residual,
 )
+from .._recipes import orthogonal as orthogonal_matrix
 from ..distributions import Constant, Kept, Normal
 from ..initializers import LecunNormal, VarianceScaling
 from .edge_of_chaos import before, critical, critical_biases, critical_point, isometry
+from .orthogonal import is_matrix
 
 
+SMALL = 512
 NO_EDGE = "no edge of chaos exists; "
 
 
@@ -51,8 +54,8 @@ def choose(info: ParamInfo, facts: ModelFacts) -> Choice:
         try:
             return critical(info, facts)
         except InvalidValueError:
-            return forward(info, facts, NO_EDGE)
-    return forward(info, facts)
+            return sturdy(info, facts, NO_EDGE)
+    return sturdy(info, facts)
 
 
 def plain(facts: ModelFacts) -> bool:
@@ -60,14 +63,30 @@ def plain(facts: ModelFacts) -> bool:
     return not (facts.normalised or facts.branches or facts.recurrent)
 
 
-def forward(info: ParamInfo, facts: ModelFacts, why: str = "") -> Choice:
+def unit(info: ParamInfo, facts: ModelFacts, why: str = "") -> Choice:
     """Std = gain/sqrt(fan_in), divided by sqrt(branches) where it writes into the residual stream."""
-    g = forward_gain(info.activation)
-    why += f"gain {g:.4g}/sqrt(fan_in); {followed_by(info)}"
-    if writes_to_residual(info) and facts.branches:
-        g /= sqrt(facts.branches)
-        why = f"1/sqrt(fan_in), divided by sqrt({facts.branches} residual branches)"
+    g, why = _unit_gain(info, facts, why)
     return Choice(scaled(LecunNormal(), g), why)
+
+
+def sturdy(info: ParamInfo, facts: ModelFacts, why: str = "") -> Choice:
+    """As `unit`, matrices with a side of at most `SMALL` orthogonal.
+
+    One draw of so few independent elements misses its std by some percent, and its directions by
+    far more.
+    """
+    if not is_matrix(info) or min(info.shape[0], prod(info.shape[1:])) > SMALL:
+        return unit(info, facts, why)
+    g, why = _unit_gain(info, facts, why)
+    return Choice(orthogonal_matrix(g), f"orthogonal, {why}")
+
+
+def _unit_gain(info: ParamInfo, facts: ModelFacts, why: str) -> tuple[float, str]:
+    if writes_to_residual(info) and facts.branches:
+        g = 1 / sqrt(facts.branches)
+        return g, f"1/sqrt(fan_in), divided by sqrt({facts.branches} residual branches)"
+    g = forward_gain(info.activation)
+    return g, f"{why}gain {g:.4g}/sqrt(fan_in); {followed_by(info)}"
 
 
 def biases(info: ParamInfo, facts: ModelFacts) -> Choice | None:
@@ -111,11 +130,11 @@ def bare(info: ParamInfo, _: ModelFacts) -> Choice | None:
 def gaussian(info: ParamInfo, facts: ModelFacts) -> Choice:
     """The variance of the edge of chaos, drawn independently."""
     if info.activation is None:
-        return forward(info, facts)
+        return unit(info, facts)
     try:
         q, sigma_w2, _ = critical_point(info.activation, facts.layers)
     except InvalidValueError:
-        return forward(info, facts, NO_EDGE)
+        return unit(info, facts, NO_EDGE)
     why = f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}{before(info)}; {followed_by(info)}"
     return Choice(scaled(LecunNormal(), sqrt(sigma_w2) / info.factor), why)
 
@@ -170,7 +189,7 @@ FORWARD = Scheme(
     "auto:forward",
     "solved: every product with weights has an output of second moment 1",
     "He et al. 2015, eq. 10",
-    (rnn_hidden, weights(forward), embeddings(), *VECTORS, bare),
+    (rnn_hidden, weights(unit), embeddings(), *VECTORS, bare),
     unit_targets,
 )
 BACKWARD = Scheme(

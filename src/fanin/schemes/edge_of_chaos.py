@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from math import sqrt
 
 from .._activations import Nonlinearity
@@ -21,7 +22,8 @@ from .._recipes import (
     scaled,
     weights,
 )
-from ..distributions import Constant, Normal
+from .._fans import Fan
+from ..distributions import Constant, Distribution, LooksLinear, Normal
 from ..initializers import LecunNormal
 from .orthogonal import is_matrix
 
@@ -42,8 +44,30 @@ def critical_point(activation: Nonlinearity, layers: int) -> tuple[float, float,
     return (q, *edge_of_chaos(activation, q=q))
 
 
+def mirrored(info: ParamInfo, facts: ModelFacts) -> Choice | None:
+    """Mirror images in a deep stack of functions with f(x) - f(-x) = c x: linear as it starts."""
+    if info.mirror is None or facts.layers < DEEP:
+        return None
+    outputs, inputs, slope = info.mirror
+    centre = _at_centre(info)
+    g = 1.0 / (slope * info.factor)
+    follows = followed_by(info) if info.activation else "the output"
+    why = f"mirror images (Balduzzi et al. 2017), so that the stack starts linear; {follows}"
+
+    def make(fan: Fan | None, shape: tuple[int, ...]) -> Distribution:
+        law = LooksLinear(g, outputs=outputs, inputs=inputs, centre=centre)
+        block = law.block_of(shape)
+        columns = block[1] if centre else math.prod(block[1:])
+        return law.scaled(sqrt(max(block[0], columns) / columns))
+
+    return Choice(make, why)
+
+
 def critical(info: ParamInfo, facts: ModelFacts) -> Choice:
     """Orthogonal (dense) or delta-orthogonal (deep convolution) at the edge of chaos."""
+    choice = mirrored(info, facts)
+    if choice is not None:
+        return choice
     if info.activation is None:
         return isometry(info, facts, 1.0, followed_by(info))
     q, sigma_w2, _ = critical_point(info.activation, facts.layers)
@@ -66,13 +90,20 @@ def isometry(info: ParamInfo, facts: ModelFacts, gain: float, why: str) -> Choic
         return Choice(
             scaled(LecunNormal(), gain), f"normal (a {info.role} is no single matrix), {why}"
         )
-    if info.role == "conv" and facts.layers >= DEEP and info.shape[0] >= info.shape[1]:
+    if _at_centre(info) and facts.layers >= DEEP:
         return Choice(delta_orthogonal(gain), f"delta-orthogonal (Xiao et al. 2018), {why}")
     return Choice(orthogonal(gain), f"orthogonal, {why}")
 
 
+def _at_centre(info: ParamInfo) -> bool:
+    """Whether a convolution has room for its input at one tap."""
+    return info.role == "conv" and info.shape[0] >= info.shape[1]
+
+
 def critical_biases(info: ParamInfo, facts: ModelFacts) -> Choice | None:
     """N(0, sigma_b^2) where the edge of chaos asks for it, else zero."""
+    if info.role == "bias" and info.mirror is not None and facts.layers >= DEEP:
+        return Choice(always(Constant(0.0)), "bias: zero, which keeps mirror images apart")
     if info.role != "bias" or info.activation is None:
         return None
     _, _, sigma_b2 = critical_point(info.activation, facts.layers)
