@@ -16,6 +16,7 @@ from fanin.distributions import (
     DeltaOrthogonal,
     Dirac,
     Identity,
+    LooksLinear,
     Normal,
     Orthogonal,
     Sparse,
@@ -81,6 +82,7 @@ LAWS = {
     "Sparse": sparses,
     "Orthogonal": st.builds(Orthogonal, reals(), st.booleans()),
     "DeltaOrthogonal": st.builds(DeltaOrthogonal, reals(), st.booleans()),
+    "LooksLinear": st.builds(LooksLinear, reals(), *[st.booleans() for _ in range(4)]),
     "Identity": st.builds(Identity, reals()),
     "Dirac": st.builds(Dirac, st.integers(1, 8), reals()),
 }

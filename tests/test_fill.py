@@ -28,6 +28,7 @@ from fanin.distributions import (
     Dirac,
     Identity,
     Kept,
+    LooksLinear,
     Normal,
     Orthogonal,
     Sparse,
@@ -48,13 +49,14 @@ ELEMENTWISE = [
     BoundedNormal(0.0, 1.0, 1.0, INF),
 ]
 MATRICES = [Orthogonal(2.0), Identity(-2.0), Sparse(0.3, 0.5)]
-KERNELS = [DeltaOrthogonal(), Dirac(2)]
+KERNELS = [DeltaOrthogonal(), Dirac(2), LooksLinear(centre=True)]
 LAWS = [*ELEMENTWISE, *MATRICES, *KERNELS]
 SHAPES = {
     Orthogonal: (9, 7),
     Identity: (9, 7),
     Sparse: (9, 7),
     DeltaOrthogonal: (6, 4, 3, 2),
+    LooksLinear: (6, 4, 3, 2),
     Dirac: (6, 4, 3, 2),
 }
 NARROW = [torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -351,6 +353,43 @@ def test_delta_orthogonal_convolution_keeps_norms():
         x, drawn(DeltaOrthogonal(), (6, 4, 3, 3), torch.float64), padding=1
     )
     assert torch.allclose(y.norm(dim=1), x.norm(dim=1))
+
+
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("inputs", [False, True])
+def test_mirror_images(inputs, outputs, centre):
+    """[[A, -A], [-A, A]], A the orthogonal matrix of the same name."""
+    law = LooksLinear(1.5, outputs, inputs, centre)
+    weight = drawn(law, (8, 6, 3, 3), torch.float64)
+    block = weight[: 8 // (1 + outputs), : 6 // (1 + inputs)]
+    kind = DeltaOrthogonal if centre else Orthogonal
+    assert torch.equal(block, drawn(kind(1.5), block.shape, torch.float64))
+    if outputs:
+        assert torch.equal(weight[4:], -weight[:4])
+    if inputs:
+        assert torch.equal(weight[:, 3:], -weight[:, :3])
+    assert float(weight.square().mean()) == pytest.approx(law.std_for(weight.shape) ** 2)
+
+
+@pytest.mark.parametrize("act", ["relu", "gelu", "silu", "leaky_relu"])
+def test_stacks_of_mirror_images_are_linear(act):
+    """Three layers are c^2 A_3 A_2 A_1, with A_1 ... of the upper left blocks."""
+    f = getattr(torch.nn.functional, act)
+    first = drawn(LooksLinear(inputs=False), (32, 16), torch.float64, key="1")
+    second = drawn(LooksLinear(), (24, 32), torch.float64, key="2")
+    third = drawn(LooksLinear(outputs=False), (5, 24), torch.float64, key="3")
+    x = torch.randn(10, 16, dtype=torch.float64)
+    y = f(f(x @ first.T) @ second.T) @ third.T
+    c = float(f(torch.tensor(2.0)) - f(torch.tensor(-2.0))) / 2
+    linear = x @ first[:16].T @ second[:12, :16].T @ third[:, :12].T
+    torch.testing.assert_close(y, c * c * linear, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (4, 5)])
+def test_mirrored_dims_are_even(shape):
+    with pytest.raises(InvalidValueError, match="must be even"):
+        fill_(torch.empty(shape), LooksLinear(), key="w")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])

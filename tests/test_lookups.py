@@ -35,7 +35,9 @@ class Language(nn.Module):
 
     def forward(self, ids):
         where = torch.arange(ids.shape[1])
-        positions = self.positions if isinstance(self.positions, nn.Parameter) else self.positions(where)
+        positions = (
+            self.positions if isinstance(self.positions, nn.Parameter) else self.positions(where)
+        )
         x = self.tokens(ids) * self.scale + positions
         x = F.dropout(x + self.types(torch.zeros_like(ids)), 0.1, self.training)
         return self.head(self.norm(x + self.down(F.gelu(self.up(x)))))
@@ -103,7 +105,11 @@ def test_wide_models_keep_their_logits_in_bounds():
 
 
 def test_overridden_tables_stay():
-    plan = fanin.plan(Language(), ids(), overrides={"tokens.weight": Normal(0.02), "positions.weight": Normal(2.0)})
+    plan = fanin.plan(
+        Language(),
+        ids(),
+        overrides={"tokens.weight": Normal(0.02), "positions.weight": Normal(2.0)},
+    )
     assert plan["tokens.weight"].std == 0.02
     assert plan["positions.weight"].std == 2.0
     assert plan["norm.weight"].distribution.mean == 1.0

@@ -194,7 +194,11 @@ SIGMA, SHARED = 0.8, 0.6  # of ln x; correlation of the ln of two elements of a 
 def lognormal(sign=1.0):
     """sign exp(z), z of std SIGMA, correlated along rows: its exact moments."""
     half = SIGMA * SIGMA / 2
-    q = sign**2 * np.exp(2 * half) * np.array([[math.exp(2 * half), math.exp(2 * half * SHARED)], [1.0, 1.0]])
+    q = (
+        sign**2
+        * np.exp(2 * half)
+        * np.array([[math.exp(2 * half), math.exp(2 * half * SHARED)], [1.0, 1.0]])
+    )
     return Abstract((((50,),), ((7,),)), np.full((1, 1), sign * math.exp(half)), q)
 
 
@@ -223,7 +227,9 @@ def test_exponentials_of_what_is_never_positive():
 def test_centred_tensors_stay_gaussian():
     """Of a mean near 0 no sign is known, and an exponential of std 1 asks nothing of the far tails."""
     x = full((9,), 1.0, 0.1)
-    assert gaussian.pointwise(x, np.exp).average_mean == pytest.approx(math.exp(0.1 + 0.99 / 2), rel=1e-6)
+    assert gaussian.pointwise(x, np.exp).average_mean == pytest.approx(
+        math.exp(0.1 + 0.99 / 2), rel=1e-6
+    )
     bent = full((9,), 1.0, 0.05)
     seen = gaussian.pointwise(bent, lambda v: 1 / v).second_moment
     assert seen > 10.0  # the true one is infinite

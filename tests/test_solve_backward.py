@@ -91,9 +91,7 @@ def test_residual_branches_add_up_to_a_share_of_the_gradient():
 
 def test_overrides_stay():
     net, x = NETS["relu"]()
-    plan = fanin.plan(
-        net, x, scheme="auto:backward", overrides={"4.weight": Normal(0.5)}
-    )
+    plan = fanin.plan(net, x, scheme="auto:backward", overrides={"4.weight": Normal(0.5)})
     assert plan["4.weight"].std == 0.5
 
 
@@ -104,7 +102,9 @@ def test_objectives_say_what_they_do():
             plan = fanin.plan(net, x, scheme=name)
             assert plan.scheme == name
             assert scheme.source
-    laws = {n: type(fanin.plan(net, x, scheme=n)["2.weight"].distribution).__name__ for n in SCHEMES}
+    laws = {
+        n: type(fanin.plan(net, x, scheme=n)["2.weight"].distribution).__name__ for n in SCHEMES
+    }
     assert laws["auto:isometry"] == laws["auto"] == "Orthogonal"
     assert laws["auto:edge_of_chaos"] == laws["auto:forward"] == laws["auto:backward"] == "Normal"
 

@@ -13,7 +13,7 @@ import fanin
 from fanin._moments.domain import Abstract, average
 from fanin._moments.strata import same, shares
 from fanin._weights import of_model, of_plan, of_tensor
-from fanin.distributions import Constant, DeltaOrthogonal, TruncatedNormal
+from fanin.distributions import Constant, DeltaOrthogonal, LooksLinear, TruncatedNormal
 
 
 def by_segment(x: Abstract):
@@ -42,7 +42,9 @@ def test_of_plan_is_what_the_plan_draws():
     assert found["bias"].average_mean == 0.25
 
 
-@pytest.mark.parametrize("shape", [(24, 16, 3), (16, 8, 3, 5), (12, 12, 1, 3), (9, 9, 2, 2), (12, 8, 3, 3, 3)])
+@pytest.mark.parametrize(
+    "shape", [(24, 16, 3), (16, 8, 3, 5), (12, 12, 1, 3), (9, 9, 2, 2), (12, 8, 3, 3, 3)]
+)
 def test_delta_orthogonal_is_all_in_its_centre(shape):
     """Planned, and read from the numbers: the same segments, the same mean squares."""
     assert math.prod(shape[:2]) > 64  # fewer numbers are kept as they are
@@ -53,7 +55,9 @@ def test_delta_orthogonal_is_all_in_its_centre(shape):
     plan.fill_(module)
     seen = of_model(module)["weight"]
     assert drawn.dims == seen.dims
-    assert drawn.second_moment == pytest.approx(float(module.weight.detach().square().mean()), rel=1e-5)
+    assert drawn.second_moment == pytest.approx(
+        float(module.weight.detach().square().mean()), rel=1e-5
+    )
     assert np.allclose(by_segment(drawn), by_segment(seen), rtol=1e-5)
     assert np.count_nonzero(by_segment(drawn)) == 1
 
@@ -130,3 +134,28 @@ def test_segments_average_to_the_whole():
         found.second_moment
     )
     assert same(found.atoms[-1]).sum() == pytest.approx(1.0)
+
+
+MIRRORED = [
+    (LooksLinear(1.3), (80, 60)),
+    (LooksLinear(1.3, inputs=False), (80, 30)),
+    (LooksLinear(1.3, outputs=False), (30, 80)),
+    (LooksLinear(1.3), (24, 16, 3, 3)),
+    (LooksLinear(1.3, centre=True), (24, 16, 3, 3)),
+    (LooksLinear(1.3, inputs=False, centre=True), (24, 9, 3)),
+]
+
+
+@pytest.mark.parametrize(("law", "shape"), MIRRORED, ids=str)
+def test_mirror_images_are_anticorrelated(law, shape):
+    """Planned, and read from the numbers; the other half's same element is the negative."""
+    kinds = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d}
+    module = kinds[len(shape)](shape[1], shape[0], *([shape[2:]] if shape[2:] else []), bias=False)
+    plan = planned(module, weight=law)
+    drawn = of_plan(plan)["weight"]
+    plan.fill_(module)
+    seen = of_model(module)["weight"]
+    assert drawn.dims == seen.dims
+    assert np.allclose(drawn.q, seen.q, rtol=1e-4)
+    assert drawn.second_moment == pytest.approx(law.std_for(shape) ** 2)
+    assert drawn.q.min() == pytest.approx(-drawn.q.max())

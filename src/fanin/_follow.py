@@ -220,7 +220,11 @@ class _Trail:
 def _constant(node: Node) -> float:
     """The number that a node multiplies a tensor by."""
     other = node.args.get("other")
-    if node.op not in {"mul", "div"} or isinstance(other, bool) or not isinstance(other, int | float):
+    if (
+        node.op not in {"mul", "div"}
+        or isinstance(other, bool)
+        or not isinstance(other, int | float)
+    ):
         return 1.0
     return float(other) if node.op == "mul" else 1.0 / other if other else 1.0
 

@@ -212,7 +212,7 @@ class Ledger:
             )
         return found
 
-    def view(
+    def view(  # noqa: PLR0917 - those of as_strided
         self,
         of: Standin,
         shape: Sequence[int],

@@ -67,7 +67,11 @@ def _is_position(value: Value) -> bool:
         return False
     rows = value.data.reshape(-1, value.shape[-1])
     steps = np.diff(rows[0])
-    return bool((rows == rows[0]).all()) and (len(rows) > 1 or len(steps) > 0) and len(set(steps.tolist())) < 2
+    return (
+        bool((rows == rows[0]).all())
+        and (len(rows) > 1 or len(steps) > 0)
+        and len(set(steps.tolist())) < 2
+    )
 
 
 def _beside(structure: Structure, row: int) -> Iterator[tuple[str, float]]:

@@ -59,7 +59,9 @@ def _mirrored(law: LooksLinear, shape: tuple[int, ...]) -> Abstract:
     if not law.centre:
         return _images(shape, second, (law.outputs, law.inputs))
     tap, taps = (*shape[:2], *(1 for _ in shape[2:])), math.prod(shape[2:])
-    return _among_zeros(_images(tap, second * taps, (law.outputs, law.inputs)), shape, _centre(shape))
+    return _among_zeros(
+        _images(tap, second * taps, (law.outputs, law.inputs)), shape, _centre(shape)
+    )
 
 
 def _images(shape: tuple[int, ...], second: float, mirrored: tuple[bool, bool]) -> Abstract:
@@ -90,9 +92,7 @@ def _among_zeros(x: Abstract, shape: tuple[int, ...], starts: tuple[int, ...]) -
     for d, (n, start) in enumerate(zip(shape, starts, strict=True)):
         sizes = (start, x.shape[d], n - start - x.shape[d])
         zeros = [constant((*x.shape[:d], k, *x.shape[d + 1 :]), 0.0) for k in sizes[::2]]
-        x = concatenated(
-            [p for p, k in zip((zeros[0], x, zeros[1]), sizes, strict=True) if k], d
-        )
+        x = concatenated([p for p, k in zip((zeros[0], x, zeros[1]), sizes, strict=True) if k], d)
     return x
 
 

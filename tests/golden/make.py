@@ -36,6 +36,9 @@ LAWS = [
     ({"kind": "Identity", "gain": 0.5}, [[3, 5]]),
     ({"kind": "Dirac", "groups": 2, "gain": 1.0}, [[4, 3, 2, 3]]),
     ({"kind": "Sparse", "sparsity": 0.3, "std": 0.01}, [[7, 9]]),
+    ({"kind": "LooksLinear", "gain": 1.5}, [[6, 4], [4, 6, 2, 2]]),
+    ({"kind": "LooksLinear", "outputs": False}, [[3, 8]]),
+    ({"kind": "LooksLinear", "inputs": False, "centre": True}, [[6, 5, 3, 2]]),
 ]
 DTYPES = ["float32", "float64", "bfloat16", "float16", "complex64", "complex128", "float8_e4m3fn"]
 REAL_ONLY = {"Uniform", "TruncatedNormal", "BoundedNormal"}

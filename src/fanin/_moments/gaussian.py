@@ -76,10 +76,7 @@ class _Law(NamedTuple):
     def correlation(self, pairs: Array, i: Index, j: Index) -> Array:
         """Of z and z', by classes of segments i and j, from E x x'."""
         outer, scale = self.mean[i] * self.mean[j], self.std[i] * self.std[j]
-        if self.lognormal:
-            own = np.log(np.maximum(pairs / outer, 1e-300))
-        else:
-            own = pairs - outer
+        own = np.log(np.maximum(pairs / outer, 1e-300)) if self.lognormal else pairs - outer
         return np.clip(np.where(scale > 0, own / np.where(scale > 0, scale, 1.0), 0.0), -1.0, 1.0)
 
 

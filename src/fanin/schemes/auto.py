@@ -39,7 +39,6 @@ from ..initializers import LecunNormal, VarianceScaling
 from .edge_of_chaos import before, critical, critical_biases, critical_point, isometry
 from .orthogonal import is_matrix
 
-
 SMALL = 512
 NO_EDGE = "no edge of chaos exists; "
 

@@ -8,6 +8,7 @@ from math import sqrt
 from .._activations import Nonlinearity
 from .._errors import InvalidValueError, PlanError
 from .._facts import ModelFacts, ParamInfo
+from .._fans import Fan
 from .._gains import edge_of_chaos
 from .._recipes import (
     VECTORS,
@@ -22,7 +23,6 @@ from .._recipes import (
     scaled,
     weights,
 )
-from .._fans import Fan
 from ..distributions import Constant, Distribution, LooksLinear, Normal
 from ..initializers import LecunNormal
 from .orthogonal import is_matrix
@@ -54,7 +54,7 @@ def mirrored(info: ParamInfo, facts: ModelFacts) -> Choice | None:
     follows = followed_by(info) if info.activation else "the output"
     why = f"mirror images (Balduzzi et al. 2017), so that the stack starts linear; {follows}"
 
-    def make(fan: Fan | None, shape: tuple[int, ...]) -> Distribution:
+    def make(_: Fan | None, shape: tuple[int, ...]) -> Distribution:
         law = LooksLinear(g, outputs=outputs, inputs=inputs, centre=centre)
         block = law.block_of(shape)
         columns = block[1] if centre else math.prod(block[1:])
