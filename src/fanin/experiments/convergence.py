@@ -1,11 +1,11 @@
 """Training from each initializer: a 30-layer MLP and a 30-layer CNN with ReLU, SGD and Adam.
 
 Loss is cross-entropy on the digits; chance is ln 10 = 2.303. A signal that keeps its size (Kaiming)
-is needed before anything can be learnt; one that keeps its directions too (orthogonal, for
-convolutions delta-orthogonal) learns faster at this depth.
+is needed before anything can be learnt; one that keeps its directions too learns faster at this
+depth. Behind ReLU that takes more than orthogonal matrices: mirror images of them.
 
 Sources: Glorot & Bengio 2010 (Xavier), He et al. 2015 (Kaiming), Saxe et al. 2014 (orthogonal),
-Xiao et al. 2018 (delta-orthogonal).
+Xiao et al. 2018 (delta-orthogonal), Balduzzi et al. 2017 (mirror images).
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def run(
             "a factor of two (fanin demo convergence --seed 1).",
             (
                 "Xavier is Glorot & Bengio 2010, Kaiming He et al. 2015, orthogonal Saxe et al. 2014; "
-                "fanin auto is the edge of chaos: the same orthogonal matrices in this MLP, delta-orthogonal in the CNN "
-                "(Xiao et al. 2018)."
+                "fanin auto starts both from orthogonal matrices in mirror images (Balduzzi et al. 2017), in the CNN at "
+                "the centre tap (Xiao et al. 2018)."
             ),
             "Training counts denormals as zero (torch.set_flush_denormal), and puts the flag back.",
             *notes,
