@@ -86,6 +86,15 @@ def prediction(model: nn.Module, inputs: Inputs) -> dict[str, dict[str, float]]:
     }
 
 
+def joint(seeds: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Predictions for several draws, as the rms over them."""
+    means = {k: mean_logs(s[k] for s in seeds) for k in ("act", "grad")}
+    return {
+        "op": seeds[0]["op"],
+        **{k: {n: 2.0**x for n, x in m.items()} for k, m in means.items()},
+    }
+
+
 def measurement(model: nn.Module, inputs: Inputs, seed: int) -> dict[str, dict[str, float]]:
     """The same measured, with N(0, 1) as the gradient of the first floating output."""
     layers = fanin.probe(model, inputs, backward=False, predict=False).modules
@@ -114,7 +123,7 @@ def parameter_gradients(model: nn.Module, inputs: Inputs, seed: int) -> dict[str
 def errors(
     predicted: Mapping[str, float], seeds: list[Mapping[str, float]], floor: float = 0.0
 ) -> dict[str, Any]:
-    """|log2(predicted / measured)| over names, measured being the rms over seeds.
+    """|log2(predicted / measured)| over names, both being the rms over seeds.
 
     Beside it the measurement's own noise: one seed against the rms over the others, the mean of this
     statistic over seeds. Left out is what both say lies below ``floor`` times the
@@ -250,18 +259,21 @@ def spread(arch: Architecture, method: str, seed: int, *, train: bool) -> dict[s
         "outside": len(outside) / max(len(acts), 1),
         "outside_leaves": [(n, layers[n].op, acts[n], _expected(layers[n])) for n in order],
         "grad_ratio": alive[ends[-1]] / alive[ends[0]] if ends else 1.0,
-        "grad_depth_ratio": _across_depth({n: (layers[n].op, g) for n, g in alive.items()}),
+        "grad_depth_ratio": _across_depth({n: (layers[n], g) for n, g in alive.items()}),
         "grad_norm_ratio": max(norms) / min(norms) if norms else 1.0,
         "grad_ends": [(n, layers[n].op, alive[n]) for n in (*ends[:2], *ends[-2:])],
         "grad_zero": sorted(n for n, g in grads.items() if g == 0.0),
     }
 
 
-def _across_depth(grads: Mapping[str, tuple[str, float]]) -> float:
-    """Largest over smallest gradient among modules that repeat: names alike but for numbers, one op."""
-    groups: dict[tuple[str, str], list[float]] = {}
-    for name, (op, g) in grads.items():
-        groups.setdefault((re.sub(r"\d+", "*", name), op), []).append(g)
+def _across_depth(grads: Mapping[str, tuple[Layer, float]]) -> float:
+    """Largest over smallest gradient among modules that repeat.
+
+    Those are modules whose names are alike but for numbers, with one op and one output shape.
+    """
+    groups: dict[Any, list[float]] = {}
+    for name, (layer, g) in grads.items():
+        groups.setdefault((re.sub(r"\d+", "*", name), layer.op, layer.shape), []).append(g)
     return max((max(g) / min(g) for g in groups.values()), default=1.0)
 
 
@@ -280,7 +292,7 @@ def examined(
     """Everything about one architecture."""
     model, inputs = drawn(arch, 0, train=train)
     found = coverage(model, inputs)
-    predicted = prediction(model, inputs)
+    predicted = joint([prediction(*drawn(arch, s, train=train)) for s in range(seeds)])
     measured = [measurement(*drawn(arch, s, train=train), s) for s in range(seeds)]
     found["act"] = errors(predicted["act"], [m["act"] for m in measured])
     found["grad"] = errors(predicted["grad"], [m["grad"] for m in measured], ROUNDING)

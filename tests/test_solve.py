@@ -311,3 +311,69 @@ def test_a_product_in_two_sums_is_scaled_once():
     assert sum("residual branches: rms" in w for w in plan["mixes.3.weight"].reasons) == 1
     out = net(x).detach()
     assert out.square().mean().sqrt().item() == pytest.approx(HEAD, rel=0.3)
+
+
+class Ended(nn.Module):
+    """A branch that ends in a batch norm, as in ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+
+    def forward(self, x):
+        return x + self.norm(self.conv(F.relu(x)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_at_the_end_of_branches_share_the_stream(training):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*[Ended() for _ in range(12)]).train(training), torch.randn(16, 16, 8, 8)
+    plan = fanin.initialize_(net, x)
+    assert 0.1 < plan["5.norm.weight"].distribution.mean < 1.0
+    with torch.no_grad():
+        for block in net:
+            x = block(x)
+            assert 0.5 < x.square().mean() < 2.2
+
+
+def test_steps_of_time_are_not_undone():
+    """The same field at every step adds up in one direction, and its step is the model's own."""
+
+    class Flow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.field = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 16))
+
+        def forward(self, x):
+            for _ in range(10):
+                x = x + self.field(x) / 10
+            return x
+
+    torch.manual_seed(0)
+    net, x = Flow(), torch.randn(128, 16)
+    fanin.initialize_(net, x)
+    assert 0.5 < net(x).detach().square().mean() < 4.0
+    assert net.field(x).detach().square().mean().sqrt().item() == pytest.approx(1.0, rel=0.2)
+
+
+class Made(nn.Module):
+    """A small network makes the matrix that is applied."""
+
+    def __init__(self):
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(1, 8))
+        self.maker = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 256))
+
+    def forward(self, x):
+        return torch.relu(x @ self.maker(self.code).view(16, 16)) @ self.maker(self.code).view(
+            16, 16
+        )
+
+
+def test_weights_that_a_network_makes_are_not_scaled():
+    """Their factors would multiply: one product's, three parameters'."""
+    plan = fanin.plan(Made(), torch.randn(32, 16))
+    for row in plan:
+        assert not any("predicted output" in w or "head" in w for w in row.reasons)
+        if row.name.endswith("weight"):
+            assert row.std > 0.05

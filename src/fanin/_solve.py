@@ -22,7 +22,7 @@ from ._structure import RECURRENT, Branch, Structure, Use
 
 SUM_OF_BRANCHES = 0.7  # of the stream's first second moment: together with it 1.7, within [0.5, 2]
 HEAD = 0.6  # rms of logits: a cross-entropy of chance + 0.18
-SMALLEST = 0.28  # rms of branches that a norm reads, and of rows of tables, at least
+SMALLEST = 0.3  # rms of branches that a norm reads, and of rows of tables, at least
 UNIT = (0.5, 2.0)  # rms of a recurrence's input that is left as it is
 LOGITS = (0.25, 2.0)  # variance of attention logits that is left as it is
 CALM = 1e-3  # relative change that is not worth a line in the plan
@@ -72,9 +72,11 @@ class _Solver(Step):
         targets: Mapping[str, float],
         *,
         products: bool,
+        kept: Collection[str] = (),
     ) -> None:
         super().__init__(signals, kernel)
         self.structure, self.fixed, self.targets = structure, fixed, targets
+        self.kept = {*kept}  # norms' scales that stay as they are
         self.products = products
         self.solution = Solution()
         self.branches = {b.node: b for b in structure.branches}
@@ -169,7 +171,9 @@ class _Solver(Step):
         return self.signals.values[given.index].second_moment if isinstance(given, Ref) else 0.0
 
     def _names(self, use: Use) -> list[str]:
-        """Names of a product's weights that may be scaled."""
+        """Names of a product's weights that may be scaled; none of a weight that a network makes."""
+        if len(use.weights) > 1 and not self.structure.assembled(use):
+            return []
         names = [self.signals.graph.values[p].name for p in use.weights]
         return [n for n in names if n not in self.fixed]
 
@@ -184,33 +188,55 @@ class _Solver(Step):
         values = self.signals.values
         skip, own = values[branch.skip], values[branch.branch]
         start = self.starts.setdefault(branch.stream, skip.second_moment)
+        if not own.second_moment > 0 or not start > 0:
+            return
+        if branch.normalised == "within":
+            self._settle_ends(branch, start)
+            return
         names = [n for use in branch.tails for n in self._names(use)]
-        if not names or branch.normalised == "within" or not own.second_moment > 0 or not start > 0:
+        if not names:
             return
         if self.settled.issuperset(names):
             return  # of two sums that end in one product, as residual and skip paths, the first counts
         self.settled.update(names)
         length = self.lengths[branch.stream]
         wanted = start * SUM_OF_BRANCHES / length
+        again = any(self._used(n) > 1 for n in names)
+        if again:
+            wanted /= length  # the same function of nearly the same stream adds up in one direction
         if branch.normalised:
             wanted = max(wanted, SMALLEST * SMALLEST)
         factor = math.sqrt(wanted / own.second_moment)
-        if branch.scaled and factor > 1.0:
-            return  # its scale is the model's own: LayerScale, SkipInit
+        if (branch.scaled or (again and not branch.normalised)) and factor > 1.0:
+            return  # its scale is the model's own: LayerScale, SkipInit, a step of time
         why = (
             f"one of {length} residual branches: rms {math.sqrt(own.second_moment):.3g} -> "
             f"{math.sqrt(wanted):.3g} beside a stream of {math.sqrt(start):.3g}"
         )
         self._scale(sorted(set(names)), factor, why)
-        self._refresh([use for use in branch.tails if self._names(use)], factor, branch.node)
+        outputs = [use.output for use in branch.tails if self._names(use)]
+        self._refresh(outputs, factor, branch.node)
 
-    def _refresh(self, uses: list[Use], factor: float, until: int) -> None:
-        """Products scaled after they were propagated, and what was made of them since."""
+    def _settle_ends(self, branch: Branch, start: float) -> None:
+        """The same for a branch that ends in a norm, whose scale then says how large it is."""
+        graph, own = self.signals.graph, self.signals.values[branch.branch].second_moment
+        length = self.lengths[branch.stream]
+        factor = math.sqrt(start * SUM_OF_BRANCHES / length / own)
+        names = {graph.values[p].name for _, p in branch.ends} - self.kept - self.settled
+        if not names or factor >= 1.0 or len(names) != len(branch.ends):
+            return
+        self.settled.update(names)
+        why = f"norm at the end of one of {length} residual branches: its share of the stream"
+        self._scale(sorted(names), factor, why)
+        self._refresh([v for v, _ in branch.ends], factor, branch.node)
+
+    def _refresh(self, outputs: list[int], factor: float, until: int) -> None:
+        """What was scaled after it was propagated, and what was made of it since."""
         graph, values = self.signals.graph, self.signals.values
-        for use in uses:
-            values[use.output] = _rescaled(values[use.output], factor)
-        changed = {use.output for use in uses}
-        for position in range(min(use.node for use in uses) + 1, until):
+        for index in outputs:
+            values[index] = _rescaled(values[index], factor)
+        changed = set(outputs)
+        for position in range(min(self.structure.maker[i] for i in outputs) + 1, until):
             node = graph.nodes[position]
             if position not in self.structure.use_at and any(i in changed for _, i in node.refs):
                 super().run(node)
@@ -287,7 +313,13 @@ def solve(
             signals.values[index] = leaf(value, weights)
     constant = {row.name for row in plan if row.std == 0}
     solver = _Solver(
-        signals, structure, kernel, {*fixed, *constant}, targets or {}, products=products
+        signals,
+        structure,
+        kernel,
+        {*fixed, *constant},
+        targets or {},
+        products=products,
+        kept=fixed,
     )
     with np.errstate(all="ignore"):
         for node in graph.nodes:

@@ -90,6 +90,7 @@ class Branch:
             sum, or "" nowhere.
         projected: the skip itself passes through weights.
         scaled: a learned scale multiplies the branch before the sum.
+        ends: of norms within, (value that the norm makes, parameter that scales it).
     """
 
     node: int
@@ -100,6 +101,7 @@ class Branch:
     normalised: str
     projected: bool
     scaled: bool = False
+    ends: tuple[tuple[int, int], ...] = ()
 
 
 class Structure:
@@ -156,6 +158,20 @@ class Structure:
         """Of the parameters that a product reads, those that are weights and not biases."""
         matrices = tuple(p for p in own if len(self.graph.values[p].shape) > 1)
         return matrices or own
+
+    def assembled(self, use: Use) -> bool:
+        """Whether a product's weights are its parameters side by side, and not computed from them."""
+        graph = self.graph
+        front = [i for _, i in graph.nodes[use.node].refs if i in self.weights]
+        while front:
+            i = front.pop()
+            maker = self.maker.get(i)
+            if maker is None:
+                continue
+            if graph.nodes[maker].op not in VIEWS | {"cat", "stack"}:
+                return False
+            front += [j for _, j in graph.nodes[maker].refs]
+        return True
 
     @cached_property
     def use_at(self) -> dict[int, Use]:
@@ -245,7 +261,10 @@ class Structure:
             stream = streams.get(origin, len(set(streams.values())))
             streams[node.outputs[0]] = stream
             scaled = self._scaled(branch)
-            found.append(Branch(position, skip, branch, tails, stream, norm, projected, scaled))
+            ends = self._ends(branch) if norm == "within" else ()
+            found.append(
+                Branch(position, skip, branch, tails, stream, norm, projected, scaled, ends)
+            )
         return tuple(found)
 
     def _residual(self, node: Node) -> tuple[int, int, bool] | None:
@@ -301,10 +320,25 @@ class Structure:
         for position, normed in self.norms.items():
             made = self.graph.nodes[position].outputs[0]
             own = self.ancestors[branch] >> made & 1 and not around >> made & 1
-            if own and self._origin(normed) == origin:
+            if own and (self._origin(normed) == origin or around >> normed & 1):
                 return "before"
         readers = self.readers.get(node.outputs[0], [])
         return "after" if readers and all(self._normed_next(r) for r in readers) else ""
+
+    def _ends(self, branch: int) -> tuple[tuple[int, int], ...]:
+        """Norms that a branch ends in, with the one parameter that scales each."""
+        found = []
+        for i in self._back(branch, _SCALES | VIEWS):
+            maker = self.maker.get(i)
+            node = None if maker is None or maker not in self.norms else self.graph.nodes[maker]
+            owners = (
+                ()
+                if node is None
+                else self.weights.get(getattr(node.args.get("weight"), "index", -1), ())
+            )
+            if len(owners) == 1:
+                found.append((i, owners[0]))
+        return tuple(found)
 
     def _scaled(self, branch: int) -> bool:
         """Whether a branch ends in a product with a bare parameter."""
