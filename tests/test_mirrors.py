@@ -116,6 +116,22 @@ def test_what_keeps_halves_from_meeting(name):
     assert not chosen(Does(BREAKS[name]), torch.randn(6, 16))
 
 
+class InOut(nn.Module):
+    """A dense layer that keeps its weight as (in, out), as transformers' Conv1D does."""
+
+    def __init__(self, n, m):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n, m))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_weights_lie_as_out_in():
+    net = nn.Sequential(InOut(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    assert chosen(net, torch.randn(2, 16)) == {"2.weight": (True, False), "4.weight": (False, True)}
+
+
 def test_shared_and_grouped_weights():
     shared = nn.Linear(16, 16)
     net = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(16, 4))

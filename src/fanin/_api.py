@@ -30,7 +30,9 @@ def plan(
             or `fanin.Inputs`. With them one run of the model shows which function follows each
             layer; the model is left bit-equal. Without them module types and order must do.
         scheme: ``auto``, ``torch``, ``kaiming``, ``xavier``, ``orthogonal``, ``edge_of_chaos``,
-            ``cs336``, ``gpt2``, or a `fanin.schemes.Scheme`.
+            ``cs336``, ``gpt2``, or a `fanin.schemes.Scheme`. With inputs, ``auto`` solves the scales
+            on the model's graph; ``auto:forward``, ``auto:backward``, ``auto:edge_of_chaos`` and
+            ``auto:isometry`` do so for one objective throughout.
         overrides: ``{glob over FQN: distribution or initializer}``; the last match wins.
 
     Returns:

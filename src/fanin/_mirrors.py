@@ -24,7 +24,6 @@ _KEEPS = frozenset(
      "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
      "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "squeeze", "alias")
 )  # fmt: skip
-_DENSE = frozenset(("linear", "addmm", "mm", "matmul"))
 _CONVOLUTIONS = frozenset(("conv1d", "conv2d", "conv3d"))
 _X = np.array([0.2, 0.9, 2.1, 4.0, 15.0])
 
@@ -76,7 +75,7 @@ def replaced(mirror: Mirror | None, **changes: bool | float) -> Mirror:
 def _weight(graph: Graph, structure: Structure, use: Use) -> str:
     """The name of a use's one weight, if it is a dense layer or an ungrouped convolution used once."""
     node = graph.nodes[use.node]
-    plain = node.op in _DENSE or (node.op in _CONVOLUTIONS and node.args.get("groups", 1) == 1)
+    plain = node.op == "linear" or (node.op in _CONVOLUTIONS and node.args.get("groups", 1) == 1)
     if not plain or len(use.weights) != 1:
         return ""
     index = use.weights[0]
