@@ -313,29 +313,6 @@ def test_a_product_in_two_sums_is_scaled_once():
     assert out.square().mean().sqrt().item() == pytest.approx(HEAD, rel=0.3)
 
 
-class Ended(nn.Module):
-    """A branch that ends in a batch norm, as in ResNet."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
-
-    def forward(self, x):
-        return x + self.norm(self.conv(F.relu(x)))
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_norms_at_the_end_of_branches_share_the_stream(training):
-    torch.manual_seed(0)
-    net, x = nn.Sequential(*[Ended() for _ in range(12)]).train(training), torch.randn(16, 16, 8, 8)
-    plan = fanin.initialize_(net, x)
-    assert 0.1 < plan["5.norm.weight"].distribution.mean < 1.0
-    with torch.no_grad():
-        for block in net:
-            x = block(x)
-            assert 0.5 < x.square().mean() < 2.2
-
-
 def test_steps_of_time_are_not_undone():
     """The same field at every step adds up in one direction, and its step is the model's own."""
 

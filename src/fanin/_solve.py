@@ -72,11 +72,9 @@ class _Solver(Step):
         targets: Mapping[str, float],
         *,
         products: bool,
-        kept: Collection[str] = (),
     ) -> None:
         super().__init__(signals, kernel)
         self.structure, self.fixed, self.targets = structure, fixed, targets
-        self.kept = {*kept}  # norms' scales that stay as they are
         self.products = products
         self.solution = Solution()
         self.branches = {b.node: b for b in structure.branches}
@@ -188,13 +186,8 @@ class _Solver(Step):
         values = self.signals.values
         skip, own = values[branch.skip], values[branch.branch]
         start = self.starts.setdefault(branch.stream, skip.second_moment)
-        if not own.second_moment > 0 or not start > 0:
-            return
-        if branch.normalised == "within":
-            self._settle_ends(branch, start)
-            return
         names = [n for use in branch.tails for n in self._names(use)]
-        if not names:
+        if not names or branch.normalised == "within" or not own.second_moment > 0 or not start > 0:
             return
         if self.settled.issuperset(names):
             return  # of two sums that end in one product, as residual and skip paths, the first counts
@@ -216,19 +209,6 @@ class _Solver(Step):
         self._scale(sorted(set(names)), factor, why)
         outputs = [use.output for use in branch.tails if self._names(use)]
         self._refresh(outputs, factor, branch.node)
-
-    def _settle_ends(self, branch: Branch, start: float) -> None:
-        """The same for a branch that ends in a norm, whose scale then says how large it is."""
-        graph, own = self.signals.graph, self.signals.values[branch.branch].second_moment
-        length = self.lengths[branch.stream]
-        factor = math.sqrt(start * SUM_OF_BRANCHES / length / own)
-        names = {graph.values[p].name for _, p in branch.ends} - self.kept - self.settled
-        if not names or factor >= 1.0 or len(names) != len(branch.ends):
-            return
-        self.settled.update(names)
-        why = f"norm at the end of one of {length} residual branches: its share of the stream"
-        self._scale(sorted(names), factor, why)
-        self._refresh([v for v, _ in branch.ends], factor, branch.node)
 
     def _refresh(self, outputs: list[int], factor: float, until: int) -> None:
         """What was scaled after it was propagated, and what was made of it since."""
@@ -319,7 +299,6 @@ def solve(
         {*fixed, *constant},
         targets or {},
         products=products,
-        kept=fixed,
     )
     with np.errstate(all="ignore"):
         for node in graph.nodes:

@@ -90,7 +90,6 @@ class Branch:
             sum, or "" nowhere.
         projected: the skip itself passes through weights.
         scaled: a learned scale multiplies the branch before the sum.
-        ends: of norms within, (value that the norm makes, parameter that scales it).
     """
 
     node: int
@@ -101,7 +100,6 @@ class Branch:
     normalised: str
     projected: bool
     scaled: bool = False
-    ends: tuple[tuple[int, int], ...] = ()
 
 
 class Structure:
@@ -261,10 +259,7 @@ class Structure:
             stream = streams.get(origin, len(set(streams.values())))
             streams[node.outputs[0]] = stream
             scaled = self._scaled(branch)
-            ends = self._ends(branch) if norm == "within" else ()
-            found.append(
-                Branch(position, skip, branch, tails, stream, norm, projected, scaled, ends)
-            )
+            found.append(Branch(position, skip, branch, tails, stream, norm, projected, scaled))
         return tuple(found)
 
     def _residual(self, node: Node) -> tuple[int, int, bool] | None:
@@ -324,21 +319,6 @@ class Structure:
                 return "before"
         readers = self.readers.get(node.outputs[0], [])
         return "after" if readers and all(self._normed_next(r) for r in readers) else ""
-
-    def _ends(self, branch: int) -> tuple[tuple[int, int], ...]:
-        """Norms that a branch ends in, with the one parameter that scales each."""
-        found = []
-        for i in self._back(branch, _SCALES | VIEWS):
-            maker = self.maker.get(i)
-            node = None if maker is None or maker not in self.norms else self.graph.nodes[maker]
-            owners = (
-                ()
-                if node is None
-                else self.weights.get(getattr(node.args.get("weight"), "index", -1), ())
-            )
-            if len(owners) == 1:
-                found.append((i, owners[0]))
-        return tuple(found)
 
     def _scaled(self, branch: int) -> bool:
         """Whether a branch ends in a product with a bare parameter."""
