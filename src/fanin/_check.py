@@ -15,13 +15,13 @@ from ._capture import capture
 from ._findings import Limits, by_gravity, find
 from ._graph import Graph, Node
 from ._inputs import as_inputs
-from ._moments.domain import Abstract, full
+from ._moments.domain import Abstract
 from ._parameter_findings import parameter_findings
 from ._parametrized import computed, logical
 from ._plan import InitPlan
 from ._predict import predicted, signal
 from ._report import Coverage, SignalReport
-from ._signal import Signals, backward, forward
+from ._signal import Signals, backward, forward, seeds_of
 from ._structure import Structure
 from ._weights import of_model
 
@@ -76,9 +76,8 @@ def propagated(
         graph = logical(model, graph, planned)
     weights = {**of_model(model, but=planned), **planned}
     signals = forward(graph, weights, kernel=run_op)
-    root = next((i for i in graph.outputs if graph.values[i].floating), None)
-    if backwards and root is not None:
-        backward(signals, {root: full(graph.values[root].shape, 1.0)})
+    if backwards:
+        backward(signals, seeds_of(graph))
     return signals
 
 

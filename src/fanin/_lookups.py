@@ -95,8 +95,8 @@ def _beside(structure: Structure, row: int) -> Iterator[tuple[str, float]]:
 def _rows(structure: Structure, index: int) -> list[str]:
     """The table whose rows a value is, or the bare parameter that it is."""
     graph = structure.graph
-    while (maker := structure.maker.get(index)) is not None and graph.nodes[maker].op in _ON:
-        index = graph.nodes[maker].refs[0][1]
+    index = structure.root(index)
+    maker = structure.maker.get(index)
     read = [index]
     if maker is not None and graph.nodes[maker].op in TABLES:
         read = [i for _, i in graph.nodes[maker].refs]
@@ -109,19 +109,16 @@ def _scale(structure: Structure, head: Node) -> str:
     """The one parameter that scales a head's input."""
     graph = structure.graph
     signal = next((i for _, i in head.refs if i not in structure.weights), None)
-    while signal is not None and (maker := structure.maker.get(signal)) is not None:
-        node = graph.nodes[maker]
-        if node.op in NORMS:
-            owners = structure.weights.get(getattr(node.args.get("weight"), "index", -1), ())
-        elif node.op == "mul":
-            owners = tuple(p for _, i in node.refs for p in structure.weights.get(i, ()))
-        elif node.op in _ON:
-            signal = node.refs[0][1]
-            continue
-        else:
-            return ""
-        return graph.values[owners[0]].name if len(owners) == 1 else ""
-    return ""
+    maker = None if signal is None else structure.maker.get(structure.root(signal))
+    if maker is None:
+        return ""
+    node = graph.nodes[maker]
+    owners: tuple[int, ...] = ()
+    if node.op in NORMS:
+        owners = structure.weights.get(getattr(node.args.get("weight"), "index", -1), ())
+    elif node.op == "mul":
+        owners = tuple(p for _, i in node.refs for p in structure.weights.get(i, ()))
+    return graph.values[owners[0]].name if len(owners) == 1 else ""
 
 
 def balanced(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -193,12 +193,26 @@ def _fit(x: Abstract, value: Value) -> Abstract:
 # backward -----------------------------------------------------------------------------------------
 
 
-def backward(signals: Signals, seeds: Mapping[int, Abstract]) -> Signals:
+Shares = Iterable[tuple[int, Abstract]]  # value's index, its share of a node's gradient
+
+
+def seeds_of(graph: Graph) -> dict[int, Abstract]:
+    """N(0, 1) as the gradient of the first floating output; nothing where there is none."""
+    root = next((i for i in graph.outputs if graph.values[i].floating), None)
+    return {} if root is None else {root: full(graph.values[root].shape, 1.0)}
+
+
+def backward(
+    signals: Signals,
+    seeds: Mapping[int, Abstract],
+    settle: Callable[[int, Node, Shares], Shares] = lambda _position, _node, shares: shares,
+) -> Signals:
     """Moments of the loss's gradient for every value, written into ``signals.grads``.
 
     Args:
         signals: from `forward`.
         seeds: value's index -> moments of the gradient that starts there.
+        settle: (node's index, node, what it hands back) -> what is handed back instead.
     """
     grads = signals.grads
     grads.update(seeds)
@@ -206,15 +220,15 @@ def backward(signals: Signals, seeds: Mapping[int, Abstract]) -> Signals:
     for index, x in signals.values.items():
         owner.setdefault(id(x), index)  # views may hand on the object itself: its maker comes first
     with np.errstate(all="ignore"):
-        for node in reversed(signals.graph.nodes):
+        for position, node in reversed(list(enumerate(signals.graph.nodes))):
             own = [grads.get(i) for i in node.outputs]
             if any(g is not None for g in own):
-                for index, grad in transposed(node, own, signals, owner):
+                for index, grad in settle(position, node, _transposed(node, own, signals, owner)):
                     grads[index] = limited(added(grads[index], grad)) if index in grads else grad
     return signals
 
 
-def transposed(
+def _transposed(
     node: Node, own: list[Abstract | None], signals: Signals, owner: Mapping[int, int]
 ) -> Iterator[tuple[int, Abstract]]:
     """(value's index, its share of the gradient) for each tensor that the node reads."""

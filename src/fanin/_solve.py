@@ -46,6 +46,11 @@ class Solution:
         self.factors[name] = self.factors.get(name, 1.0) * factor
         self.reasons[name] = why
 
+    def extend(self, step: Solution) -> None:
+        """Multiply the factors of a later step in."""
+        for name, factor in step.factors.items():
+            self.put(name, factor, step.reasons[name])
+
     def apply(self, plan: InitPlan) -> InitPlan:
         """The plan with its rows scaled."""
         for name, factor in self.factors.items():
@@ -78,9 +83,6 @@ class _Solver(Step):
         self.products = products
         self.solution = Solution()
         self.branches = {b.node: b for b in structure.branches}
-        self.lengths: dict[int, int] = {}
-        for b in structure.branches:
-            self.lengths[b.stream] = self.lengths.get(b.stream, 0) + 1
         self.tails = {u.node for b in structure.branches for u in b.tails}
         self.heads = {u.node for u in structure.heads} - self.tails
         self.logits = {node: (q, k) for q, k, node in structure.logits}
@@ -169,11 +171,7 @@ class _Solver(Step):
         return self.signals.values[given.index].second_moment if isinstance(given, Ref) else 0.0
 
     def _names(self, use: Use) -> list[str]:
-        """Names of a product's weights that may be scaled; none of a weight that a network makes."""
-        if len(use.weights) > 1 and not self.structure.assembled(use):
-            return []
-        names = [self.signals.graph.values[p].name for p in use.weights]
-        return [n for n in names if n not in self.fixed]
+        return self.structure.scalable(use, self.fixed)
 
     def _scale(self, names: list[str], factor: float, why: str) -> None:
         for name in names:
@@ -192,7 +190,7 @@ class _Solver(Step):
         if self.settled.issuperset(names):
             return  # of two sums that end in one product, as residual and skip paths, the first counts
         self.settled.update(names)
-        length = self.lengths[branch.stream]
+        length = self.structure.lengths[branch.stream]
         wanted = start * SUM_OF_BRANCHES / length
         again = any(self._used(n) > 1 for n in names)
         if again:

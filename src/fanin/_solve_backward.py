@@ -11,14 +11,12 @@ Source: He et al. 2015, section 2.2, "Backward Propagation Case", on any graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
-
-import numpy as np
+from collections.abc import Collection, Mapping
 
 from ._graph import Node
-from ._moments.domain import Abstract, added, full, limited, scaled
+from ._moments.domain import Abstract, scaled
 from ._plan import InitPlan
-from ._signal import Kernel, Signals, forward, transposed
+from ._signal import Kernel, Shares, Signals, backward, forward, seeds_of
 from ._solve import SUM_OF_BRANCHES, Solution, scaled_by, solve
 from ._structure import RECURRENT, Structure, Use
 
@@ -58,8 +56,7 @@ def _joined(
     whole: Solution, step: Solution, weights: Mapping[str, Abstract]
 ) -> dict[str, Abstract]:
     """Factors multiplied into ``whole``, the last reason kept; the weights so scaled."""
-    for name, factor in step.factors.items():
-        whole.put(name, factor, step.reasons[name])
+    whole.extend(step)
     return scaled_by(step, weights)
 
 
@@ -74,11 +71,8 @@ class _Keeper:
         self.signals, self.structure, self.fixed = signals, structure, fixed
         self.solution = Solution()
         self.level: dict[int, float] = {}
-        lengths: dict[int, int] = {}
-        for b in structure.branches:
-            lengths[b.stream] = lengths.get(b.stream, 0) + 1
         self.shares = {
-            use.node: SUM_OF_BRANCHES / lengths[b.stream]
+            use.node: SUM_OF_BRANCHES / structure.lengths[b.stream]
             for b in structure.branches
             if b.normalised != "within"
             for use in b.tails
@@ -87,29 +81,10 @@ class _Keeper:
 
     def run(self) -> Solution:
         """Walk the graph from its first output back."""
-        signals, graph = self.signals, self.signals.graph
-        root = next((i for i in graph.outputs if graph.values[i].floating), None)
-        if root is None:
-            return self.solution
-        grads = signals.grads
-        grads[root] = full(graph.values[root].shape, 1.0)
-        owner: dict[int, int] = {}
-        for index, x in signals.values.items():
-            owner.setdefault(id(x), index)
-        with np.errstate(all="ignore"):
-            for position in range(len(graph.nodes) - 1, -1, -1):
-                node = graph.nodes[position]
-                own = [grads.get(i) for i in node.outputs]
-                if any(g is not None for g in own):
-                    shares = list(transposed(node, own, signals, owner))
-                    for index, grad in self._settled(position, node, shares):
-                        known = grads.get(index)
-                        grads[index] = grad if known is None else limited(added(known, grad))
+        backward(self.signals, seeds_of(self.signals.graph), self._settled)
         return self.solution
 
-    def _settled(
-        self, position: int, node: Node, shares: Iterable[tuple[int, Abstract]]
-    ) -> Iterator[tuple[int, Abstract]]:
+    def _settled(self, position: int, node: Node, shares: Shares) -> Shares:
         """Shares of the gradient, those to a product's signal at the level that they should have."""
         use = self.structure.use_at.get(position)
         product = use if node.op not in RECURRENT else None
@@ -126,8 +101,7 @@ class _Keeper:
         wanted, own = level * self.shares.get(use.node, 1.0), grad.second_moment
         if use.node in self.heads or not wanted > 0:
             return grad, own
-        names = [self.signals.graph.values[p].name for p in use.weights]
-        names = [n for n in names if n not in self.fixed]
+        names = self.structure.scalable(use, self.fixed)
         known = [self.solution.factors[n] for n in names if n in self.solution.factors]
         factor = known[0] if known else math.sqrt(wanted / own) if own > 0 and names else 1.0
         if not math.isfinite(factor):

@@ -72,8 +72,7 @@ def _forward(
     weights = scaled_by(tables, weights)
     fixed = {*fixed, *tables.factors}
     second = solve(plan, structure, weights, kernel=run_op, fixed=fixed, targets=targets)
-    for name, factor in second.factors.items():
-        tables.put(name, factor, second.reasons[name])
+    tables.extend(second)
     return tables
 
 

@@ -6,7 +6,8 @@ a head is a product with weights that nothing but views and biases separates fro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -157,7 +158,14 @@ class Structure:
         matrices = tuple(p for p in own if len(self.graph.values[p].shape) > 1)
         return matrices or own
 
-    def assembled(self, use: Use) -> bool:
+    def scalable(self, use: Use, fixed: Collection[str]) -> list[str]:
+        """Names of a product's weights that may be scaled; none of a weight that a network makes."""
+        if len(use.weights) > 1 and not self._assembled(use):
+            return []
+        names = [self.graph.values[p].name for p in use.weights]
+        return [n for n in names if n not in fixed]
+
+    def _assembled(self, use: Use) -> bool:
         """Whether a product's weights are its parameters side by side, and not computed from them."""
         graph = self.graph
         front = [i for _, i in graph.nodes[use.node].refs if i in self.weights]
@@ -209,10 +217,10 @@ class Structure:
         for position, node in enumerate(self.graph.nodes):
             signal = [i for _, i in node.refs if i not in self.weights]
             if node.op in NORMS and signal:
-                found[position] = self._root(signal[0])
+                found[position] = self.root(signal[0])
             elif node.op in {"mul", "div"} and len(signal) == 2:
                 for x, scale in (signal, signal[::-1]):
-                    if self._scale_of(scale, {self._root(x), self._centred(x)}):
+                    if self._scale_of(scale, {self.root(x), self._centred(x)}):
                         found[position] = self._centred(x)
         return found
 
@@ -223,7 +231,7 @@ class Structure:
             if not front:
                 return False
             i = front.pop()
-            if reduced and self._root(i) in roots:
+            if reduced and self.root(i) in roots:
                 return True
             maker = self.maker.get(i)
             node = None if maker is None else self.graph.nodes[maker]
@@ -234,11 +242,11 @@ class Structure:
 
     def _centred(self, index: int) -> int:
         """Behind x - mean(x), x."""
-        root = self._root(index)
+        root = self.root(index)
         maker = self.maker.get(root)
         if maker is None or self.graph.nodes[maker].op != "sub":
             return root
-        return self._root(next(i for _, i in self.graph.nodes[maker].refs))
+        return self.root(next(i for _, i in self.graph.nodes[maker].refs))
 
     # residual branches -----------------------------------------------------------------------
 
@@ -262,6 +270,11 @@ class Structure:
             found.append(Branch(position, skip, branch, tails, stream, norm, projected, scaled))
         return tuple(found)
 
+    @cached_property
+    def lengths(self) -> Counter[int]:
+        """Stream's number -> how many branches it has."""
+        return Counter(b.stream for b in self.branches)
+
     def _residual(self, node: Node) -> tuple[int, int, bool] | None:
         """(skip, branch, whether the skip passes weights) if the node is a residual sum."""
         if node.op not in {"add", "sub"}:
@@ -274,7 +287,7 @@ class Structure:
         skip, branch = sorted(read, key=lambda i: self.depth[i])
         if self.depth[skip] == self.depth[branch]:
             return None
-        root = self._root(skip)
+        root = self.root(skip)
         if self.ancestors[branch] >> root & 1:
             return skip, branch, False
         common = self.ancestors[branch] & (self.ancestors.get(skip, 0) | 1 << skip)
@@ -283,7 +296,7 @@ class Structure:
             return None
         return skip, branch, True
 
-    def _root(self, index: int) -> int:
+    def root(self, index: int) -> int:
         """The value that this one is a view of."""
         while True:
             maker = self.maker.get(index)

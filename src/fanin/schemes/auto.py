@@ -36,7 +36,7 @@ from .._recipes import (
 from .._recipes import orthogonal as orthogonal_matrix
 from ..distributions import Constant, Kept, Normal
 from ..initializers import LecunNormal, VarianceScaling
-from .edge_of_chaos import before, critical, critical_biases, critical_point, isometry
+from .edge_of_chaos import critical, critical_biases, critical_gain, critical_point, isometry
 from .orthogonal import is_matrix
 
 SMALL = 512
@@ -131,11 +131,10 @@ def gaussian(info: ParamInfo, facts: ModelFacts) -> Choice:
     if info.activation is None:
         return unit(info, facts)
     try:
-        q, sigma_w2, _ = critical_point(info.activation, facts.layers)
+        g, why = critical_gain(info, info.activation, facts)
     except InvalidValueError:
         return unit(info, facts, NO_EDGE)
-    why = f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}{before(info)}; {followed_by(info)}"
-    return Choice(scaled(LecunNormal(), sqrt(sigma_w2) / info.factor), why)
+    return Choice(scaled(LecunNormal(), g), why)
 
 
 def orthogonal(info: ParamInfo, facts: ModelFacts) -> Choice:

@@ -70,13 +70,16 @@ def critical(info: ParamInfo, facts: ModelFacts) -> Choice:
         return choice
     if info.activation is None:
         return isometry(info, facts, 1.0, followed_by(info))
-    q, sigma_w2, _ = critical_point(info.activation, facts.layers)
-    return isometry(
-        info,
-        facts,
-        sqrt(sigma_w2) / info.factor,
-        f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}{before(info)}; {followed_by(info)}",
-    )
+    return isometry(info, facts, *critical_gain(info, info.activation, facts))
+
+
+def critical_gain(
+    info: ParamInfo, activation: Nonlinearity, facts: ModelFacts
+) -> tuple[float, str]:
+    """sigma_w at the edge of chaos, over what multiplies the layer's output, and why."""
+    q, sigma_w2, _ = critical_point(activation, facts.layers)
+    why = f"edge of chaos at q={q:.4g}: sigma_w^2={sigma_w2:.6g}{before(info)}; {followed_by(info)}"
+    return sqrt(sigma_w2) / info.factor, why
 
 
 def before(info: ParamInfo) -> str:
