@@ -31,6 +31,7 @@ EDGE = [
 SHELL = [
     "moments",
     "_api",
+    "nn",
     "experiments",
     "_target",
     "_override",

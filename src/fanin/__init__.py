@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import init as init
     from . import initializers as initializers
     from . import moments as moments
+    from . import nn as nn
     from . import schemes as schemes
     from ._api import initialize_ as initialize_
     from ._api import plan as plan
@@ -87,7 +88,15 @@ _HOME = {
     "register_module": "_layouts",
     "register_nonlinearity": "_nonlinearity",
 }
-_SUBMODULES = ("distributions", "experiments", "init", "initializers", "moments", "schemes")
+_SUBMODULES = (
+    "distributions",
+    "experiments",
+    "init",
+    "initializers",
+    "moments",
+    "nn",
+    "schemes",
+)
 
 __all__ = ["__version__", *_HOME, *_SUBMODULES]  # noqa: PLE0604 - strings all, by the table
 

@@ -1,0 +1,9 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Dropout(nn.Dropout):
+    """torch.nn.Dropout."""
