@@ -21,6 +21,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
 }
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_tanh": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "silu": lambda x: F.silu(x, inplace=True),
+}
 _ALIASES = {"linear1.": "w1.", "linear2.": "w2.", "c_fc.": "w1.", "c_proj.": "w2.",
             "fc1.": "w1.", "fc2.": "w2."}  # fmt: skip
 _GATED = {"gate_proj.": "w1.", "down_proj.": "w2.", "up_proj.": "w3."}
@@ -68,7 +74,8 @@ class FeedForward(Block):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(self.dropout(ACTIVATIONS[self.activation](self.w1(x))))
+        functions = _IN_PLACE if _unseen(self.w1) else ACTIVATIONS
+        return self.w2(self.dropout(functions[self.activation](self.w1(x))))
 
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """torch's linear1 and linear2; GPT-2's c_fc and c_proj, transposed if they are; fc1, fc2."""
@@ -77,6 +84,20 @@ class FeedForward(Block):
             turned = ("c_fc.weight", "c_proj.weight")
             weights = {n: t.mT if n in turned else t for n, t in weights.items()}
         return moved(weights, _ALIASES)
+
+
+def _unseen(layer: nn.Module) -> bool:
+    """Whether nobody else can hold what ``layer`` returns, so that it may be overwritten.
+
+    Memory for a new hidden layer costs three times what GELU itself does.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and type(layer) is Linear
+        and not (layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001 - they have no other name
+        and not nn.modules.module._has_any_global_hook()  # noqa: SLF001
+        and not torch.compiler.is_compiling()
+    )
 
 
 class SwiGLU(Block):
