@@ -26,7 +26,7 @@ EDGE = [
     "_surroundings",
     "_capture", "_analysis",
     "_follow", "_roles", "_parameter_findings", "_apply", "_weights", "_parametrized", "_check", "_solved", "_measure", "_meter", "_probe",
-    "_calibrate", "_init_op", "_init_support", "init",
+    "_calibrate", "_init_op", "_init_support", "init", "_dropout_op",
 ]  # fmt: skip
 SHELL = [
     "moments",

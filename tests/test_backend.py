@@ -166,7 +166,7 @@ def test_cuts_cover_a_box_once(rows, columns, down, across):
 def test_each_box_is_worked_on_once(threads):
     boxes = [((0, i, 1), (0, 0, 1)) for i in range(300)]
     done = []
-    backend._each(done.append, iter(boxes), threads)
+    backend.in_turn(done.append, iter(boxes), threads)
     assert sorted(done) == boxes
 
 
@@ -178,7 +178,7 @@ def test_an_error_in_a_thread_is_raised():
 
     boxes = [((0, i, 1), (0, 0, 1)) for i in range(20)]
     with pytest.raises(ValueError, match="0"):
-        backend._each(fails, iter(boxes), 2)
+        backend.in_turn(fails, iter(boxes), 2)
 
 
 # Memory

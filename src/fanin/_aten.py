@@ -79,6 +79,9 @@ class Aten:
         return self.func(*args, **{n: bound[n] for n in self.names if n in self.keywords})
 
 
+_ALIKE = ("fanin::dropout",)  # of `fanin.nn`: to what is asked here, ATen's op
+
+
 def _name(name: str) -> str:
     """The op's name without what makes it in-place.
 
@@ -101,7 +104,7 @@ def _described(func: Any) -> Aten:
     )
     return Aten(
         func,
-        _name(name) if space == "aten" else f"{space}.{name}",
+        _name(name) if space == "aten" or schema.name in _ALIKE else f"{space}.{name}",
         tuple(called.get(a.name, a.name) for a in arguments),
         {
             called.get(a.name, a.name): a.default_value if a.has_default_value() else None

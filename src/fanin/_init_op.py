@@ -74,18 +74,18 @@ def put_at_once(tensor: Tensor, draw: Draw, key: str, generator: torch.Generator
     It is plain to draw for a plain tensor by a law that has filled one before, while nothing watches.
     """
     kind, arguments = draw
-    if kind in FIXED or kind not in DISTRIBUTIONS or _is_watched():
+    if kind in FIXED or kind not in DISTRIBUTIONS or is_watched():
         return False
     known = recall_arguments(tensor, DISTRIBUTIONS[kind], arguments)
     place = None if known is None else place_of(tensor, known)
     if known is None or place is None:
         return False
-    low, high = _two_words(generator)
+    low, high = two_words(generator)
     write_known(tensor, known, place, pack_words(*words_of(key, low | high << 32)))
     return True
 
 
-def _is_watched() -> bool:
+def is_watched() -> bool:
     """Whether a mode, a transform of torch.func or a tracer is to see each operator."""
     return (
         torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001 - torch has no public names for these
@@ -113,7 +113,8 @@ class _Words(threading.local):
 _words = _Words()
 
 
-def _two_words(generator: torch.Generator | None) -> list[int]:
+def two_words(generator: torch.Generator | None) -> list[int]:
+    """Two random numbers of 32 bits."""
     words = _words.pair
     if generator is None:
         words.tensor.random_(0, 2**32)

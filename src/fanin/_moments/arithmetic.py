@@ -337,7 +337,7 @@ def _mask(op: str, x: Abstract, p: float) -> Abstract:
 
 
 @forward("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-def dropout(op: str, x: Abstract, p: float, train: bool) -> Abstract:
+def dropout(op: str, x: Abstract, p: float, train: bool = True) -> Abstract:
     """E x^2 / (1 - p), means and pairs kept; alpha dropout: a (m x + (1 - m) c) + b keeps N(0, 1)."""
     if not train or p == 0:
         return x
@@ -351,7 +351,9 @@ def dropout(op: str, x: Abstract, p: float, train: bool) -> Abstract:
 
 
 @backward("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-def dropout_backward(op: str, grad: Abstract, x: Abstract, p: float, train: bool) -> Gradients:
+def dropout_backward(
+    op: str, grad: Abstract, x: Abstract, p: float, train: bool = True
+) -> Gradients:
     """g times the same mask."""
     if not train or p == 0:
         return {"x": grad}

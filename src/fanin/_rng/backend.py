@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from itertools import pairwise, product
 from struct import Struct
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -41,6 +41,7 @@ Run = tuple[int, int, int]  # position, first index, length
 Box = tuple[Run, Run]
 Index = range | Array
 Write = Callable[[bytes], None]  # job -> None
+T = TypeVar("T")
 
 # The parts of a kernel's job: where to write what, the stream's words, and the law's numbers.
 pack_place, pack_words = Struct("=10q").pack, Struct("=4q").pack
@@ -137,12 +138,12 @@ class Draw:
         boxes = _parts(runs(rows), runs(columns), shared)
         if memory.across:
             boxes = (part for box in boxes for part in _cut(box, *BLOCK))
-        _each(lambda box: write(memory.place(*box) + what), boxes, shared)
+        in_turn(lambda box: write(memory.place(*box) + what), boxes, shared)
         return True
 
     def writer(self, dtype: str, count: int) -> Write | None:
         """The kernel for ``count`` numbers of this dtype; None where the specification is to draw."""
-        if self.law is None or os.environ.get(PORTABLE, "0") not in ("", "0"):
+        if self.law is None or is_portable():
             return None
         kind = self.law, dtype
         if kind in _loaded:
@@ -162,6 +163,11 @@ class Draw:
     def packed(self) -> bytes:
         """The numbers."""
         return _pack_numbers(*self.numbers)
+
+
+def is_portable() -> bool:
+    """Whether the environment keeps to the specification."""
+    return os.environ.get(PORTABLE, "0") not in ("", "0")
 
 
 def runs(index: Index) -> list[Run]:
@@ -209,7 +215,7 @@ def _cut(box: Box, down: int, across: int) -> Iterator[Box]:
             yield (i + r, row + r, min(down, height - r)), (j + low - column, low, high - low)
 
 
-def _each(work: Callable[[Box], None], boxes: Iterator[Box], threads: int) -> None:
+def in_turn(work: Callable[[T], None], boxes: Iterator[T], threads: int) -> None:
     """Work on every box; threads take the next one when they are done, and none waits in memory."""
     lock = Lock()
 
@@ -224,7 +230,8 @@ def _each(work: Callable[[Box], None], boxes: Iterator[Box], threads: int) -> No
     others = [_pool(threads - 1, os.getpid()).submit(turns) for _ in range(threads - 1)]
     turns()
     for other in others:
-        other.result()
+        if not other.cancel():  # one that a busy machine has not let begin is not waited for
+            other.result()
 
 
 @lru_cache(maxsize=1)

@@ -196,14 +196,14 @@ def _tile(
     """(row, tile) -> the values of its four lanes."""
     keys = schedule(splat(b, np.uint64, job.k0), splat(b, np.uint64, job.k1))
     s2, s3 = splat(b, np.uint64, job.s2), splat(b, np.uint64, job.s3)
-    places = constant(b, np.uint64, _PLACES)
+    places = constant(b, np.uint64, PLACES)
 
     def values(row: Any, tile: Any) -> list[Any]:
         blocks = splat(b, np.uint64, b.mul(tile, I64(LANES))) + places
         counter = blocks, splat(b, np.uint64, row), s2
-        words = [_packed(c) for c in rounds((*counter, s3), keys)]
+        words = [packed(c) for c in rounds((*counter, s3), keys)]
         low = rounds((*counter, s3 | np.uint64(LOW_WORDS)), keys) if two else ()
-        found = transform(words, [_packed(c) for c in low])
+        found = transform(words, [packed(c) for c in low])
         return [rounded(each) for each in found] if rounded else found
 
     return values
@@ -211,14 +211,14 @@ def _tile(
 
 # Blocks are numbered so that the lower halves of two registers of 64-bit integers, taken two by two
 # in turn, are in order: one shuffle, within 128 bits, on every processor.
-_PLACES = [4 * (p // 2 % (LANES // 4)) + p % 2 + 2 * (p // (LANES // 2)) for p in range(LANES)]
+PLACES = [4 * (p // 2 % (LANES // 4)) + p % 2 + 2 * (p // (LANES // 2)) for p in range(LANES)]
 
 
-def _packed(wide: Vector) -> Vector:
+def packed(wide: Vector) -> Vector:
     """The lower halves, in the order of their blocks."""
     b = wide.builder
     halves = b.bitcast(wide.value, ir.VectorType(scalar_type(np.uint32), 2 * LANES))
-    at = [scalar_type(np.int32)(2 * _PLACES.index(j)) for j in range(LANES)]
+    at = [scalar_type(np.int32)(2 * PLACES.index(j)) for j in range(LANES)]
     order = ir.Constant(vector_type(np.int32), at)
     nothing = ir.Constant(halves.type, ir.Undefined)
     return wide.new(np.uint32, b.shuffle_vector(halves, nothing, order))

@@ -17,6 +17,8 @@ from ._convert import from_torch as from_torch
 from ._convert import from_transformers as from_transformers
 from ._convert import to_torch as to_torch
 from ._dropout import Dropout as Dropout
+from ._dropout import dropout as dropout
+from ._dropout import name_dropouts_ as name_dropouts_
 from ._feedforward import FeedForward as FeedForward
 from ._feedforward import SwiGLU as SwiGLU
 from ._functional import attention as attention
