@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from . import strata
+from .alignment import filled
 from .domain import (
     Abstract,
     Function,
@@ -93,11 +94,11 @@ def levelled(
     if common and m.second_moment > SHARED * _mean(v):
         return _split(x, dims, g, m)
     with np.errstate(all="ignore"):
-        values = np.asarray(np.broadcast_to(g(v), v.shape), float)
+        values = filled(g(v), v.shape)
     out = Abstract(x.dims, x.mean * values, x.q * paired(values, x), noise=x.noise)
     out.q = out.q * dissimilarity(out, dims)
     narrow = values.reshape(m.mean.shape)
-    return out, Abstract(m.dims, narrow, np.broadcast_to(paired(narrow, m), m.q.shape))
+    return out, Abstract(m.dims, narrow, filled(paired(narrow, m), m.q.shape))
 
 
 def _split(x: Abstract, dims: Sequence[int], g: Function, m: Abstract) -> tuple[Abstract, Abstract]:
@@ -110,7 +111,7 @@ def _split(x: Abstract, dims: Sequence[int], g: Function, m: Abstract) -> tuple[
 
 
 def _mean(table: Array) -> float:
-    return float(table.item(0)) if table.size == 1 else float(table.mean())
+    return float(np.add.reduce(table, axis=None)) / table.size
 
 
 def freedom(x: Abstract, dims: Sequence[int]) -> float:
@@ -148,7 +149,7 @@ def paired(values: Array, like: Abstract) -> Array:
     """v v' by class, of numbers by segment; axes of length 1 stay so."""
     if values.size == 1:
         return np.asarray(values * values).reshape((1,) * values.ndim)
-    left, right = _places(values.shape, tuple(like.atoms))
+    left, right = _places(values.shape, like.atoms)
     flat = values.reshape(-1)
     return np.asarray(flat[left] * flat[right])
 
