@@ -241,16 +241,27 @@ def measured(array: npt.NDArray, *, limit: int = 1 << 21) -> Abstract:
     if not np.isfinite(x).all():
         allowed = np.isfinite(known)
         x = np.where(np.isfinite(x), x, 0.0)
-    q = np.empty((2,) * x.ndim)
-    for which in np.ndindex(q.shape):
-        part = x.mean(axis=tuple(a for a in range(x.ndim) if which[a]))
-        q[which] = (part * part.conj()).real.mean()
+    q = _squared_means(x)
     for axis, n in enumerate(x.shape):
         # From the mean over all pairs to the mean over pairs of different indices.
         alike, both = np.take(q, [0], axis), np.take(q, [1], axis)
         q = np.concatenate([alike, (both - alike / n) / (1 - 1 / n)], axis)
     mean = np.full((1,) * x.ndim, float(x.mean().real))
     return Abstract(dims, mean, q, known=known, allowed=allowed)
+
+
+def _squared_means(x: npt.NDArray) -> Array:
+    """The mean of |m|^2, m the mean over the axes whose index is 1: of the shape (2, 2, ...).
+
+    Each axis is averaged out of all that those before it left; short axes come first, so that sums
+    run over long lines of memory.
+    """
+    order = np.argsort(x.shape, kind="stable")
+    left = [np.ascontiguousarray(x.transpose(order))]
+    for axis in range(x.ndim):
+        left = [part for m in left for part in (m, m.mean(axis=axis, keepdims=True))]
+    q = np.array([np.vdot(m, m).real / m.size for m in left])
+    return q.reshape((2,) * x.ndim).transpose(np.argsort(order))
 
 
 def _corner(x: npt.NDArray, limit: int) -> npt.NDArray:

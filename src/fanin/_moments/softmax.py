@@ -234,23 +234,10 @@ def _centred(weights: Array, grads: Array, key: Flat) -> Array:
     shares = blocks / of_rows[:, :, None]
     matrix = -np.matmul(blocks.transpose(0, 2, 1), shares)
     matrix[:, np.arange(s), np.arange(s)] += of_columns + floor
-    w = _solved(matrix, rest - np.matmul(target[:, None], shares)[:, 0])
+    rest = rest - np.matmul(target[:, None], shares)[:, 0]
+    w = np.linalg.solve(matrix, rest[..., None])[..., 0]
     u = (target - np.matmul(blocks, w[..., None])[..., 0]) / of_rows
     return np.asarray(weights * (grads - np.concatenate([u, w], axis=1) @ key.sides.T))
-
-
-def _solved(matrices: Array, targets: Array) -> Array:
-    """Solutions of small systems with heavy diagonals, by elimination in all of them at once."""
-    left = np.concatenate([matrices, targets[..., None]], axis=-1)
-    s = targets.shape[1]
-    for k in range(s - 1):
-        factors = left[:, k + 1 :, k, None] / left[:, k, k, None, None]
-        left[:, k + 1 :, k:] -= factors * left[:, k, None, k:]
-    out = left[..., s]
-    for k in reversed(range(s)):
-        out[:, k] /= left[:, k, k]
-        out[:, :k] -= left[:, :k, k] * out[:, k, None]
-    return out
 
 
 # rules --------------------------------------------------------------------------------------------
