@@ -17,7 +17,17 @@ import numpy.typing as npt
 
 from . import _moments as _rules  # noqa: F401 - registers them
 from ._graph import Graph, Node, Ref, Value
-from ._moments.domain import Abstract, added, constant, drawn, full, limited, measured, multiplied, scaled
+from ._moments.domain import (
+    Abstract,
+    added,
+    constant,
+    drawn,
+    full,
+    limited,
+    measured,
+    multiplied,
+    scaled,
+)
 from ._moments.gaussian import moments
 from ._moments.lines import Line
 from ._moments.registry import BACKWARD, FORWARD
@@ -173,9 +183,7 @@ def arguments(
             return type(given)(one(item) for item in given)
         return given
 
-    return {
-        name: one(given) for name, given in node.args.items() if takes is None or name in takes
-    }
+    return {name: one(given) for name, given in node.args.items() if takes is None or name in takes}
 
 
 def _numbers(x: Abstract, rng: np.random.Generator) -> npt.NDArray:

@@ -260,7 +260,7 @@ def _squared_means(x: npt.NDArray) -> Array:
     left = [np.ascontiguousarray(x.transpose(order))]
     for axis in range(x.ndim):
         left = [part for m in left for part in (m, m.mean(axis=axis, keepdims=True))]
-    q = np.array([np.vdot(m, m).real / m.size for m in left])
+    q = np.array([(m * m.conj()).real.mean() for m in left])
     return q.reshape((2,) * x.ndim).transpose(np.argsort(order))
 
 

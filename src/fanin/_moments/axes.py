@@ -187,7 +187,6 @@ def met(a: Abstract, b: Abstract) -> tuple[Dims, tuple[Array, Array], tuple[Arra
     plan = alignment.common((a.dims, b.dims))
     tables = []
     for x, merges, own, fit in zip((a, b), plan.merges, plan.merged, plan.fits, strict=True):
-        if merges:
-            x = merge_dims(_padded(x, len(own)), merges)
-        tables.append(fit.narrow(x.q, x.mean))
+        one = merge_dims(_padded(x, len(own)), merges) if merges else x
+        tables.append(fit.narrow(one.q, one.mean))
     return plan.target[0], tables[0], tables[1]

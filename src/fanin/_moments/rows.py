@@ -116,7 +116,10 @@ def _mean(table: Array) -> float:
 
 def freedom(x: Abstract, dims: Sequence[int]) -> float:
     """How many independent numbers a row holds: (E mean x^2)^2 over the mean of squared pairs."""
-    size = _mean(level(x, dims))
+    return _freedom(x, dims, _mean(level(x, dims)))
+
+
+def _freedom(x: Abstract, dims: Sequence[int], size: float) -> float:
     squares = weighed(x.q * x.q, x.atoms, x.axes(dims), over_pairs)
     pairs = _mean(squares[tuple(map(slice, x.mean.shape))])
     return size * size / pairs if pairs > 0 else np.inf
@@ -129,8 +132,8 @@ def dissimilarity(x: Abstract, dims: Sequence[int]) -> Array:
     sample correlation).
     """
     alike = weighed(x.q, x.atoms, x.axes(dims), strata.same)
-    n = freedom(x, dims)
     size = _mean(level(x, dims))
+    n = _freedom(x, dims, size)
     if not size > 0 or not np.isfinite(n):
         return np.ones(())
     cosine = np.minimum(np.maximum(alike / size, -1.0), 1.0) if x.uniform else _cosines(x, alike)
