@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,19 @@ import numpy.typing as npt
 
 from . import _moments as _rules  # noqa: F401 - registers them
 from ._graph import Graph, Node, Ref, Value
-from ._moments.domain import Abstract, added, constant, drawn, full, limited, measured, multiplied
+from ._moments.domain import (
+    Abstract,
+    added,
+    constant,
+    drawn,
+    full,
+    limited,
+    measured,
+    multiplied,
+    scaled,
+)
 from ._moments.gaussian import moments
+from ._moments.lines import Line
 from ._moments.registry import BACKWARD, FORWARD
 from ._moments.tilt import KEEPS, inherited
 
@@ -119,7 +130,7 @@ class Step:
         rule = FORWARD.get(node.op)
         if rule is None:
             return None
-        given = arguments(node, self.signals.values)
+        given = arguments(node, self.signals.values, takes=rule.takes)
         try:
             result = rule(
                 **given,
@@ -161,8 +172,9 @@ def arguments(
     node: Node,
     values: Mapping[int, Abstract],
     of: Callable[[Abstract], Any] = lambda x: x,
+    takes: Collection[str] | None = None,
 ) -> dict[str, Any]:
-    """The node's arguments with every `Ref` replaced by what is known of its value."""
+    """The node's arguments, or those that a rule takes, with what is known of a value for its `Ref`."""
 
     def one(given: Any) -> Any:
         if isinstance(given, Ref):
@@ -171,7 +183,7 @@ def arguments(
             return type(given)(one(item) for item in given)
         return given
 
-    return {name: one(given) for name, given in node.args.items()}
+    return {name: one(given) for name, given in node.args.items() if takes is None or name in takes}
 
 
 def _numbers(x: Abstract, rng: np.random.Generator) -> npt.NDArray:
@@ -245,7 +257,7 @@ def _transposed(
     try:
         shares = rule(**{
             "op": node.op, "grad": own[0] or _nothing(outputs[0]), "grads": own, "output": outputs[0],
-            "outputs": outputs, "shapes": [o.shape for o in outputs], **arguments(node, values),
+            "outputs": outputs, "shapes": [o.shape for o in outputs], **arguments(node, values, takes=rule.takes),
         })  # fmt: skip
         found = list(_matched(node, shares, signals))
     except (ArithmeticError, AttributeError, IndexError, KeyError, NotImplementedError, TypeError,
@@ -290,6 +302,8 @@ def _chained(
         x = values[i]
         if x is not base and (x.chain is None or x.chain[0] is not base) and x.known is None:
             return None
+    if isinstance(f, Line):
+        return index, limited(scaled(grad, f.slope).with_(chain=None))
     step = STEP * max(float(np.sqrt(base.second_moment)), 1e-15)
     mean, q = moments(base, lambda z: (f(z + step) - f(z - step)) / (2 * step))
     return index, limited(multiplied(grad, Abstract(base.dims, mean, q)))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, wraps
-from itertools import accumulate
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -22,9 +21,9 @@ import numpy.typing as npt
 
 from . import alignment, strata
 from .drawing import draw
+from .lines import Function
 from .strata import Array, Atom, Dims
 
-Function = Callable[[Array], Array]
 R = TypeVar("R")
 
 
@@ -72,14 +71,13 @@ class Abstract:
         return strata.lengths(self.dims)
 
     @property
-    def atoms(self) -> list[Atom]:
+    def atoms(self) -> tuple[Atom, ...]:
         """Of all axes, in order."""
-        return [atom for dim in self.dims for atom in dim]
+        return strata.flattened(self.dims)
 
-    def axes(self, dims: Iterable[int]) -> list[int]:
+    def axes(self, dims: Iterable[int]) -> tuple[int, ...]:
         """Which axes of ``q`` and ``mean`` belong to the tensor's axes ``dims``."""
-        starts = [0, *accumulate(map(len, self.dims))]
-        return [a for d in dims for a in range(starts[d], starts[d + 1])]
+        return strata.places(self.dims, tuple(dims))
 
     @property
     def second_moment(self) -> float:
@@ -118,7 +116,7 @@ class Abstract:
         """E[x] of the first or the second index of each class: ``strata.left`` or ``right``."""
         if self.uniform:
             return np.full(self.q.shape, float(self.mean.reshape(())))
-        return self.mean.reshape(-1)[lift(tuple(self.atoms), side)]
+        return self.mean.reshape(-1)[lift(self.atoms, side)]
 
     def plain(self) -> Abstract:
         """The moments alone: no chain, known numbers, mask or note."""
@@ -165,10 +163,10 @@ def average(table: Array, weights: Sequence[Array]) -> float:
     return float(table)
 
 
-def _averaged(table: Array, of: Callable[[Atom], Array], atoms: list[Atom]) -> float:
+def _averaged(table: Array, of: Callable[[Atom], Array], atoms: tuple[Atom, ...]) -> float:
     if table.size == 1:
         return float(table.item(0))
-    return float(table.reshape(-1) @ joint_weights(of, tuple(atoms)))
+    return float(table.reshape(-1) @ joint_weights(of, atoms))
 
 
 @lru_cache(maxsize=4096)
@@ -243,16 +241,27 @@ def measured(array: npt.NDArray, *, limit: int = 1 << 21) -> Abstract:
     if not np.isfinite(x).all():
         allowed = np.isfinite(known)
         x = np.where(np.isfinite(x), x, 0.0)
-    q = np.empty((2,) * x.ndim)
-    for which in np.ndindex(q.shape):
-        part = x.mean(axis=tuple(a for a in range(x.ndim) if which[a]))
-        q[which] = (part * part.conj()).real.mean()
+    q = _squared_means(x)
     for axis, n in enumerate(x.shape):
         # From the mean over all pairs to the mean over pairs of different indices.
         alike, both = np.take(q, [0], axis), np.take(q, [1], axis)
         q = np.concatenate([alike, (both - alike / n) / (1 - 1 / n)], axis)
     mean = np.full((1,) * x.ndim, float(x.mean().real))
     return Abstract(dims, mean, q, known=known, allowed=allowed)
+
+
+def _squared_means(x: npt.NDArray) -> Array:
+    """The mean of |m|^2, m the mean over the axes whose index is 1: of the shape (2, 2, ...).
+
+    Each axis is averaged out of all that those before it left; short axes come first, so that sums
+    run over long lines of memory.
+    """
+    order = np.argsort(x.shape, kind="stable")
+    left = [np.ascontiguousarray(x.transpose(order))]
+    for axis in range(x.ndim):
+        left = [part for m in left for part in (m, m.mean(axis=axis, keepdims=True))]
+    q = np.array([(m * m.conj()).real.mean() for m in left])
+    return q.reshape((2,) * x.ndim).transpose(np.argsort(order))
 
 
 def _corner(x: npt.NDArray, limit: int) -> npt.NDArray:
@@ -265,4 +274,4 @@ def _corner(x: npt.NDArray, limit: int) -> npt.NDArray:
 
 def drawn(x: Abstract, rng: np.random.Generator) -> Array:
     """A Gaussian tensor with these moments: what a rule's Monte Carlo test feeds the real op."""
-    return draw(tuple(x.atoms), x.mean, x.q - x.outer(), rng).reshape(x.shape)
+    return draw(x.atoms, x.mean, x.q - x.outer(), rng).reshape(x.shape)

@@ -38,6 +38,8 @@ class Fit(NamedTuple):
 
     def narrow(self, q: Array, mean: Array) -> tuple[Array, Array]:
         """Tables that broadcast to the finer axes."""
+        if q.shape == self.pairs and not self.takes:
+            return q, mean
         for axis, classes, new, segments, parts in self.takes:
             q = _taken(q, axis, classes, new)
             mean = _taken(mean, axis, segments, parts)
@@ -48,10 +50,10 @@ class Fit(NamedTuple):
         q, mean = self.narrow(q, mean)
         if self.pairs == self.wide_pairs:
             return q, mean
-        return _copied(q, self.wide_pairs), _copied(mean, self.wide_segments)
+        return filled(q, self.wide_pairs), filled(mean, self.wide_segments)
 
 
-def _copied(table: Array, shape: tuple[int, ...]) -> Array:
+def filled(table: Array, shape: tuple[int, ...]) -> Array:
     """Broadcast to ``shape``; for small tables sooner done than `np.broadcast_to`."""
     if table.shape == shape:
         return table
@@ -101,11 +103,13 @@ class Common(NamedTuple):
         merges: per tensor the axes that are made one atom first.
         merged: per tensor its axes then.
         target: per tensor the axes that it is written on.
+        fits: per tensor the way from ``merged`` to ``target``.
     """
 
     merges: tuple[tuple[int, ...], ...]
     merged: tuple[Dims, ...]
     target: tuple[Dims, ...]
+    fits: tuple[Fit, ...]
 
 
 @lru_cache(maxsize=KEPT)
@@ -129,9 +133,9 @@ def common(dims: tuple[Dims, ...], but: int | None = None) -> Common:
                 merges[i].append(axis)
             merged[i][axis] = dim
             target[i][axis] = joint
-    return Common(
-        tuple(map(tuple, merges)), tuple(map(tuple, merged)), tuple(map(tuple, target))
-    )  # fmt: skip
+    given, wanted = tuple(map(tuple, merged)), tuple(map(tuple, target))
+    fits = tuple(fit(own, finer) for own, finer in zip(given, wanted, strict=True))
+    return Common(tuple(map(tuple, merges)), given, wanted, fits)
 
 
 def _joint(dims: tuple[Dim, ...]) -> Dim | None:
@@ -171,31 +175,32 @@ class Tables(NamedTuple):
 
     Args:
         order_a, order_b: the operands' axes: those of both that stay, own, summed, summed alone;
-            and those of both that stay, summed, own, summed alone.
-        shape_a, shape_b: the same four groups as one axis each.
+            and those of both that stay, summed, own, summed alone. None where they are so.
+        shape_a, shape_b: the same groups as one axis each, without what nothing is summed alone in.
         alone_a, alone_b: weights of what is summed alone; None for nothing.
         weights: of the classes that are summed in both.
         shape: the atoms of the result.
-        order: its axes as ``out`` has them.
+        order: its axes as ``out`` has them; None where they are so.
     """
 
-    order_a: tuple[int, ...]
-    order_b: tuple[int, ...]
-    shape_a: tuple[int, int, int, int]
-    shape_b: tuple[int, int, int, int]
+    order_a: tuple[int, ...] | None
+    order_b: tuple[int, ...] | None
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
     alone_a: Array | None
     alone_b: Array | None
     weights: Array
     shape: tuple[int, ...]
-    order: tuple[int, ...]
+    order: tuple[int, ...] | None
 
     def product(self, a: Array, b: Array) -> Array:
         """The contraction of two tables."""
-        a = a.transpose(self.order_a).reshape(self.shape_a)
-        b = b.transpose(self.order_b).reshape(self.shape_b)
-        a = a[..., 0] if self.alone_a is None else a @ self.alone_a
-        b = b[..., 0] if self.alone_b is None else b @ self.alone_b
-        return np.matmul(a, b * self.weights).reshape(self.shape).transpose(self.order)
+        a = (a if self.order_a is None else a.transpose(self.order_a)).reshape(self.shape_a)
+        b = (b if self.order_b is None else b.transpose(self.order_b)).reshape(self.shape_b)
+        a = a if self.alone_a is None else a @ self.alone_a
+        b = b if self.alone_b is None else b @ self.alone_b
+        out = np.matmul(a, b * self.weights).reshape(self.shape)
+        return out if self.order is None else out.transpose(self.order)
 
 
 class Contraction(NamedTuple):
@@ -272,17 +277,23 @@ def _tables(
     atoms = {x: left.get(x) or right.get(x) or () for x in (*left, *right)}
     count = strata.pairs if pairs else _lengths
     groups_a, groups_b = (stays, own_a, summed, alone_a), (stays, summed, own_b, alone_b)
+    sums_a, sums_b = any(left[x] for x in alone_a), any(right[x] for x in alone_b)
     return Tables(
-        _axes(left, groups_a),
-        _axes(right, groups_b),
-        tuple(_weights(left, group, count).size for group in groups_a),  # type: ignore[arg-type]
-        tuple(_weights(right, group, count).size for group in groups_b),  # type: ignore[arg-type]
-        _weights(left, alone_a, count) if any(left[x] for x in alone_a) else None,
-        _weights(right, alone_b, count) if any(right[x] for x in alone_b) else None,
+        _unless_sorted(_axes(left, groups_a)),
+        _unless_sorted(_axes(right, groups_b)),
+        tuple(_weights(left, group, count).size for group in groups_a[: 4 if sums_a else 3]),
+        tuple(_weights(right, group, count).size for group in groups_b[: 4 if sums_b else 3]),
+        _weights(left, alone_a, count) if sums_a else None,
+        _weights(right, alone_b, count) if sums_b else None,
         _weights(left, summed, count)[:, None],
         tuple(len(count(atoms[x][t])) for x, t in places),
-        tuple(places[x, t] for x in out for t in range(len(atoms[x]))),
+        _unless_sorted(tuple(places[x, t] for x in out for t in range(len(atoms[x])))),
     )
+
+
+def _unless_sorted(order: tuple[int, ...]) -> tuple[int, ...] | None:
+    """An order of axes; None where it changes nothing."""
+    return None if order == tuple(range(len(order))) else order
 
 
 def _split(labels: list[str], out: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -182,14 +182,11 @@ def merge_dims(x: Abstract, dims: tuple[int, ...]) -> Abstract:
 
 def met(a: Abstract, b: Abstract) -> tuple[Dims, tuple[Array, Array], tuple[Array, Array]]:
     """Common axes, and both tensors' (q, mean) on them, that broadcast against each other."""
+    if a.dims == b.dims:
+        return a.dims, (a.q, a.mean), (b.q, b.mean)
     plan = alignment.common((a.dims, b.dims))
-    dims = plan.target[0]
-    x, y = (
-        merge_dims(_padded(x, len(dims)), merges)
-        for x, merges in zip((a, b), plan.merges, strict=True)
-    )
-    return (
-        dims,
-        alignment.fit(x.dims, dims).narrow(x.q, x.mean),
-        alignment.fit(y.dims, dims).narrow(y.q, y.mean),
-    )
+    tables = []
+    for x, merges, own, fit in zip((a, b), plan.merges, plan.merged, plan.fits, strict=True):
+        one = merge_dims(_padded(x, len(own)), merges) if merges else x
+        tables.append(fit.narrow(one.q, one.mean))
+    return plan.target[0], tables[0], tables[1]

@@ -70,7 +70,7 @@ def _independent(a: Abstract, b: Abstract, f: Function2) -> Abstract:
         second = (values * values) @ _W @ _W
     i = j = np.zeros(x.q.size, np.intp)
     if size > 1:
-        i, j = sides(tuple(x.atoms))
+        i, j = sides(x.atoms)
     ra, rb = _correlation(x.q, ma, sa, i, j), _correlation(y.q, mb, sb, i, j)
     pairs = (c[i] * c[j]).reshape(i.size, TERMS, TERMS)
     table = np.einsum("nkl,nk,nl->n", pairs, ra[:, None] ** _DEGREES, rb[:, None] ** _DEGREES)

@@ -22,6 +22,7 @@ from .domain import (
     contracted,
     cut,
     merge_dim,
+    once,
     permuted,
     reshaped,
     summed,
@@ -125,8 +126,9 @@ def unfolded(x: Abstract, first: int, axes: Sequence[Taps]) -> Abstract:
     at = lead
     for dim, taps in zip(x.dims[first:], axes, strict=True):
         plan = unfolding(dim, taps)
-        q = _applied(q, at, len(dim), plan.pairs, plan.shape)
-        mean = _applied(mean, at, len(dim), plan.singles, plan.segments)
+        if not plan.same:
+            q = _applied(q, at, len(dim), plan.pairs, plan.shape)
+            mean = _applied(mean, at, len(dim), plan.singles, plan.segments)
         at += len(plan.shape)
         dims += [plan.positions, plan.taps]
     dims += x.dims[first + len(axes) :]
@@ -178,6 +180,13 @@ def _joined(x: Abstract, dim: int) -> Abstract:
     return x.with_(dims=dims)
 
 
+@once
+def _read(x: Abstract, rank: int, groups: int, axes: tuple[Taps, ...]) -> Abstract:
+    """The input as (batch, groups, channels, (positions, taps)...)."""
+    return unfolded(_grouped(_batched(x, rank), 1, groups), 3, axes)
+
+
+@once
 def _kernel(weight: Abstract, shape: Geometry) -> tuple[Abstract, Geometry]:
     """The weight as (groups, first, second, taps) with taps alike; outer taps of zeros left away."""
     axes = list(shape.axes)
@@ -211,7 +220,7 @@ def convolved(x: Abstract, weight: Abstract, bias: Abstract | None, shape: Geome
     rank = len(shape.axes)
     single = len(x.dims) == rank + 1
     kernel, shape = _kernel(weight, shape)
-    wide = unfolded(_grouped(_batched(x, rank), 1, shape.groups), 3, shape.axes)
+    wide = _read(x, rank, shape.groups, shape.axes)
     _, of_x, taps = _labels(rank, "c")
     of_w = ("g", "c", "o", *taps) if shape.transposed else ("g", "o", "c", *taps)
     y = contracted(wide, of_x, kernel, of_w, _labels(rank, "o")[0])
@@ -233,7 +242,7 @@ def convolved_backward(
     gx = contracted(unfolded(grad, 3, inner.turned), spread, kernel, of_w, _labels(rank, "c")[0])
     gx.noise = grad.noise + weight.noise + fluctuation(grad)
     gx = _joined(gx, 1)
-    wide = unfolded(_grouped(_batched(x, rank), 1, shape.groups), 3, shape.axes)
+    wide = _read(x, rank, shape.groups, shape.axes)
     gw = _joined(contracted(grad, plain, wide, _labels(rank, "c")[1], of_w), 0)
     found = {"x": gx.with_(dims=gx.dims[1:]) if single else gx, "weight": gw}
     if bias is not None:

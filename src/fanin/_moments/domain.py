@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .abstract import (
     Abstract,
-    Function,
     along,
     average,
     constant,
@@ -53,6 +52,7 @@ from .layout import (
     reshaped,
     resized,
 )
+from .lines import Function
 
 __all__ = [
     "MAX_ATOMS",

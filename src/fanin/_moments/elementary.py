@@ -14,6 +14,7 @@ from .._normal import cdf, erfc
 from .algebra import through, times, unbroadcast
 from .domain import Abstract, multiplied
 from .gaussian import pointwise
+from .lines import Line
 from .notes import linear, unchained
 from .pointwise import GRID, Pair, elementwise, parametric, tabulated
 from .registry import backward, forward
@@ -38,7 +39,7 @@ elementwise(
 )
 elementwise("square", f=np.square, df=lambda z: 2 * z)
 elementwise("abs", "absolute", f=np.abs, df=np.sign)
-elementwise("neg", "negative", f=np.negative, df=lambda z: np.full_like(z, -1.0))
+elementwise("neg", "negative", f=Line(-1.0), df=lambda z: np.full_like(z, -1.0))
 elementwise("sign", "sgn", f=np.sign, df=_zero)
 elementwise("signbit", f=lambda z: (z < 0).astype(float), df=_zero)
 elementwise("cos", f=np.cos, df=lambda z: -np.sin(z))

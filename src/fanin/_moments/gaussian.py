@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from . import strata
-from .domain import Abstract, Function, joint_weights
+from .domain import Abstract, Function, joint_weights, scaled
+from .lines import Line, composed
 from .strata import Array, Atom, Index
 
 TERMS = 21
@@ -38,6 +39,7 @@ def _hermite() -> Array:
 _ALTERNATING = (-1.0) ** np.arange(TERMS)
 _WEIGHTED_T = np.ascontiguousarray((_hermite() * _W).T)
 _FAR = np.abs(_Z) > 3.5  # a Gaussian is there once in 2000 times
+_SUMS = np.stack([_W, _W * _FAR, _W * (_Z * _Z - 1.0), _W * _Z], axis=1)  # of f^2: all at once
 _MIDDLE = slice(*np.searchsorted(_Z, [-0.5, 0.5]))
 UNUSUAL = 1e4  # times f^2 in the middle
 MOST = 0.5  # of E f^2 from there: what f makes of the rest does not count any more
@@ -65,21 +67,26 @@ class _Law(NamedTuple):
         mean: E x.
         std: its standard deviation; of ln |x| where ``lognormal``.
         values: f on the grid of z.
+        sums: E f^2, what of it comes from far out, E f^2 (z^2 - 1) and E f^2 z.
         lognormal: x = mean exp(std z - std^2/2), else x = mean + std z.
     """
 
     mean: Array
     std: Array
     values: Array
+    sums: Array
     lognormal: bool
 
     def correlation(self, pairs: Array, i: Index, j: Index) -> Array:
         """Of z and z', by classes of segments i and j, from E x x'."""
         outer, scale = self.mean[i] * self.mean[j], self.std[i] * self.std[j]
         own = np.log(np.maximum(pairs / outer, 1e-300)) if self.lognormal else pairs - outer
-        return np.clip(np.where(scale > 0, own / np.where(scale > 0, scale, 1.0), 0.0), -1.0, 1.0)
+        if not self.std.all():
+            own, scale = np.where(scale > 0, own, 0.0), np.where(scale > 0, scale, 1.0)
+        return np.asarray(np.minimum(np.maximum(own / scale, -1.0), 1.0))
 
 
+@np.errstate(all="ignore")
 def pointwise(x: Abstract, f: Function) -> Abstract:
     """f(x) element by element, x Gaussian; functions in a row meet as one function of the first.
 
@@ -88,17 +95,16 @@ def pointwise(x: Abstract, f: Function) -> Abstract:
         f: float64 array -> float64 array.
     """
     base, g = x.chain or (x, None)
-    h = f if g is None else _composed(f, g)
+    h = f if g is None else composed(f, g)
+    if isinstance(h, Line) and not h.offset:
+        return scaled(base, h.slope).with_(allowed=x.allowed)
     law = _evaluated(base, h)
     first, q = _moments(base, law)
     noise = base.noise * _elasticity(base, law) ** 2 if base.noise else 0.0
     return Abstract(base.dims, first, q, chain=(base, h), allowed=x.allowed, noise=noise)
 
 
-def _composed(f: Function, g: Function) -> Function:
-    return lambda z: f(g(z))
-
-
+@np.errstate(all="ignore")
 def moments(x: Abstract, f: Function) -> tuple[Array, Array]:
     """E f(x) by segments, and E f(x) f(x') by classes."""
     return _moments(x, _evaluated(x, f))
@@ -112,59 +118,56 @@ def _evaluated(x: Abstract, f: Function) -> _Law:
     variance[variance <= 1e-24 * own] = 0.0
     std = np.sqrt(variance)
     values = _on_grid(f, mean[:, None] + std[:, None] * _Z)
-    if not _asks_tails(values) or not (np.abs(mean) > CENTRED * std).all():
-        return _Law(mean, std, values, lognormal=False)
+    squares = values * values
+    sums = squares @ _SUMS
+    if not _asks_tails(squares, sums) or not (np.abs(mean) > CENTRED * std).all():
+        return _Law(mean, std, values, sums, lognormal=False)
     sigma = np.sqrt(np.log1p(variance / (mean * mean)))
     drawn = mean[:, None] * np.exp(sigma[:, None] * _Z - sigma[:, None] ** 2 / 2)
-    return _Law(mean, sigma, _on_grid(f, drawn), lognormal=True)
+    values = _on_grid(f, drawn)
+    return _Law(mean, sigma, values, (values * values) @ _SUMS, lognormal=True)
 
 
 def _on_grid(f: Function, x: Array) -> Array:
-    with np.errstate(all="ignore"):
-        values = f(x)
-        if np.shape(values) != x.shape:
-            values = np.broadcast_to(values, x.shape)
-        if not math.isfinite(values.sum()):
-            values = np.nan_to_num(values, posinf=1e150, neginf=-1e150)
+    values = f(x)
+    if np.shape(values) != x.shape:
+        values = np.broadcast_to(values, x.shape)
+    if not math.isfinite(np.add.reduce(values, axis=None)):
+        values = np.nan_to_num(values, posinf=1e150, neginf=-1e150)
     return values
 
 
-def _asks_tails(values: Array) -> bool:
+def _asks_tails(squares: Array, sums: Array) -> bool:
     """Whether a segment's E f^2 comes mostly from far out, or from where f is far from usual."""
-    with np.errstate(all="ignore"):
-        squares = values * values
-        parts = squares * _W
-        usual = squares[:, _MIDDLE].max(axis=1, keepdims=True)
-        unusual = (squares > UNUSUAL * usual) & (usual > 0)
+    largest = np.maximum.reduce
+    parts, rare = squares * _W, sums[:, 1]
+    bound = UNUSUAL * largest(squares[:, _MIDDLE], axis=1)
+    if (largest(squares, axis=1) > bound).any():
+        unusual = (squares > bound[:, None]) & (bound[:, None] > 0)
         rare = np.where(unusual | _FAR, parts, 0.0).sum(axis=1)
-        most = np.maximum(rare, parts.max(axis=1))
-        return bool((most > MOST * parts.sum(axis=1)).any())
+    most = np.maximum(rare, largest(parts, axis=1))
+    return bool((most > MOST * sums[:, 0]).any())
 
 
 def _moments(x: Abstract, law: _Law) -> tuple[Array, Array]:
-    mean, std, values, lognormal = law
-    with np.errstate(all="ignore"):
-        c = values @ _WEIGHTED_T
-        second = (values * values) @ _W
-        if mean.size == 1 and not lognormal:
-            table = _pairs_alike(x.q, mean[0], std[0] * std[0], c[0], second[0], values[0])
-        else:
-            table = _pairs(x, law, c, second)
+    mean, std, values, sums, lognormal = law
+    c, second = values @ _WEIGHTED_T, sums[:, 0]
+    if mean.size == 1 and not lognormal:
+        table = _pairs_alike(x.q, mean[0], std[0] * std[0], c[0], second[0], values[0])
+    else:
+        table = _pairs(x, law, c, second)
     return c[:, 0].reshape(x.mean.shape), table
 
 
 def _elasticity(x: Abstract, law: _Law) -> float:
     """d ln E f(a x)^2 / d ln a^2 at a = 1, by Stein's lemma."""
-    mean, std, values, lognormal = law
-    if lognormal:
+    if law.lognormal:
         return 1.0
-    with np.errstate(all="ignore"):
-        squares = values * values * _W
-        tilt = mean / np.maximum(std, 1e-150)
-        growth = squares @ (_Z * _Z - 1.0) + tilt * (squares @ _Z)
-        shares = joint_weights(strata.shares, tuple(x.atoms))
-        size = float(squares.sum(axis=1) @ shares)
-        rate = float(growth @ shares) / size / 2 if size else 0.0
+    tilt = law.mean / np.maximum(law.std, 1e-150)
+    growth = law.sums[:, 2] + tilt * law.sums[:, 3]
+    shares = joint_weights(strata.shares, x.atoms)
+    size = float(law.sums[:, 0] @ shares)
+    rate = float(growth @ shares) / size / 2 if size else 0.0
     return rate if math.isfinite(rate) else 0.0
 
 
@@ -182,7 +185,7 @@ def _pairs_alike(
         return np.full(q.shape, second)
     r = np.minimum(np.maximum((q.reshape(-1) - mean * mean) / variance, -1.0), 1.0)
     squares = c * c
-    table = _powers(r) @ squares
+    table = squares @ _powers(r)
     beyond = second - float(squares.sum())
     if beyond > 1e-14 * second:
         tail = _high_degrees(np.abs(r))
@@ -195,11 +198,10 @@ def _pairs_alike(
 
 
 def _powers(r: Array) -> Array:
-    """r^0, r^1, ..., one column a degree."""
-    columns = np.empty((r.size, TERMS))
-    columns[:, 0] = 1.0
-    columns[:, 1:] = r[:, None]
-    return np.asarray(np.cumprod(columns, axis=1))
+    """r^0, r^1, ..., one row a degree."""
+    rows = np.empty((TERMS, r.size))
+    rows[0], rows[1:] = 1.0, r
+    return np.asarray(np.multiply.accumulate(rows, axis=0, out=rows))
 
 
 def _high_degrees(r: Array) -> Array:
@@ -219,11 +221,13 @@ def sides(atoms: tuple[Atom, ...]) -> tuple[Index, Index]:
 
 def _pairs(x: Abstract, law: _Law, c: Array, second: Array) -> Array:
     shape = x.mean.shape
-    i, j = sides(tuple(x.atoms))
+    i, j = sides(x.atoms)
     r = law.correlation(x.q.reshape(-1), i, j)
-    table = np.einsum("nk,nk,nk->n", _powers(r), c[i], c[j])
-    tail = np.maximum(second - (c * c).sum(axis=1), 0.0)
-    table += np.sqrt(tail[i] * tail[j]) * _high_degrees(r)
+    series = np.ascontiguousarray(c.T)
+    products = (series[:, :, None] * series[:, None]).reshape(TERMS, -1)
+    table = np.einsum("kn,kn->n", _powers(r), products.take(i * len(second) + j, axis=1))
+    tail = np.sqrt(np.maximum(second - np.einsum("kn,kn->n", series, series), 0.0))
+    table += tail[i] * tail[j] * _high_degrees(r)
     table = table.reshape(x.q.shape)
     table[tuple(slice(s) for s in shape)] = second.reshape(shape)
     return table

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from . import alignment, strata
 from .abstract import Abstract, lift, over_pairs, weighed
 from .axes import fitted, limited, merge_dims, met
+from .lines import Line, composed
 from .strata import Array, Dims
 
 
@@ -64,12 +65,12 @@ def multiplied(a: Abstract, b: Abstract) -> Abstract:
 
 def scaled(x: Abstract, factor: float) -> Abstract:
     """factor x; its chain is kept."""
-    base, f = x.chain or (x, _identity)
+    base, f = x.chain or (x, Line())
     return Abstract(
         x.dims,
         x.mean * factor,
         x.q * (factor * factor),
-        chain=(base, lambda z: factor * f(z)),
+        chain=(base, composed(Line(factor), f)),
         allowed=x.allowed,
         noise=x.noise,
     )
@@ -77,20 +78,16 @@ def scaled(x: Abstract, factor: float) -> Abstract:
 
 def shifted(x: Abstract, offset: float) -> Abstract:
     """x + offset; its chain is kept."""
-    base, f = x.chain or (x, _identity)
+    base, f = x.chain or (x, Line())
     q = x.q + offset * (x.lifted(strata.left) + x.lifted(strata.right)) + offset * offset
     return Abstract(
         x.dims,
         x.mean + offset,
         q,
-        chain=(base, lambda z: f(z) + offset),
+        chain=(base, composed(Line(1.0, offset), f)),
         allowed=x.allowed,
         noise=x.noise,
     )
-
-
-def _identity(z: Array) -> Array:
-    return z
 
 
 def summed(x: Abstract, dims: Iterable[int], *, keep: bool = False) -> Abstract:
@@ -110,7 +107,7 @@ def averaged(x: Abstract, dims: Iterable[int], *, keep: bool = False) -> Abstrac
 
 def mean_over(x: Abstract, dims: Iterable[int]) -> Array:
     """E[m m'] by class, m the mean over the axes ``dims``; of the shape of ``q``."""
-    return np.broadcast_to(weighed(x.q, x.atoms, x.axes(dims), over_pairs), x.q.shape)
+    return alignment.filled(weighed(x.q, x.atoms, x.axes(dims), over_pairs), x.q.shape)
 
 
 def contracted(

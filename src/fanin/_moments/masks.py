@@ -31,6 +31,9 @@ class Flat:
         own: segment -> the class of its pairs of the same index.
         pairs: pairs in each class.
         sizes: indices in each segment.
+        split: classes x (same index, different indices), of 0 and 1: a product with it sums each.
+        sides: classes x (segments of the first index, of the second).
+        blocks: classes x (segments of both).
     """
 
     left: Index
@@ -39,6 +42,9 @@ class Flat:
     own: Index
     pairs: Array
     sizes: Array
+    split: Array
+    sides: Array
+    blocks: Array
 
 
 @lru_cache(maxsize=4096)
@@ -55,7 +61,13 @@ def flat(atoms: tuple[Atom, ...]) -> Flat:
         same = np.logical_and.outer(same, np.arange(n) < s).ravel()
         pairs = np.multiply.outer(pairs, strata.pairs(atom)).ravel()
         sizes = np.multiply.outer(sizes, np.array(atom, float)).ravel()
-    return Flat(left, right, same, own, pairs, sizes)
+    first, second = np.eye(sizes.size)[left], np.eye(sizes.size)[right]
+    return Flat(
+        left, right, same, own, pairs, sizes,
+        np.stack([same, ~same], axis=1).astype(float),
+        np.concatenate([first, second], axis=1),
+        (first[:, :, None] * second[:, None]).reshape(left.size, -1),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

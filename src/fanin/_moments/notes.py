@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from .domain import Abstract, Function
+from .lines import Line
 from .strata import Array
 
 T = TypeVar("T")
@@ -170,6 +171,8 @@ def linear(f: Function) -> tuple[float, float] | None:
     """(slope, offset) of a straight line, else None."""
     if f is identity:
         return 1.0, 0.0
+    if isinstance(f, Line):
+        return f.slope, f.offset
     with np.errstate(all="ignore"):
         at = np.asarray(f(_PROBE), float)
     slope, offset = float(at[1] - at[0]), float(at[0])

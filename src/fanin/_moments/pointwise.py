@@ -25,7 +25,8 @@ Pair = tuple[Function, Function]
 
 UNARY: dict[str, Callable[..., Pair]] = {}
 
-GRID = np.linspace(-9.0, 9.0, 36001)
+PER_UNIT = 2000
+GRID = np.linspace(-9.0, 9.0, 18 * PER_UNIT + 1)
 
 
 def elementwise(*ops: str, f: Function, df: Function | None = None) -> None:
@@ -72,13 +73,16 @@ def parametric(*ops: str) -> Callable[[Callable[..., Pair]], Callable[..., Pair]
 def tabulated(f: Function) -> Function:
     """f by linear interpolation in [-9, 9], error below 1e-7 |f''|: for functions slow in numpy."""
     values = f(GRID)
+    steps = np.diff(values, append=values[-1])
 
     def fast(z: Array) -> Array:
-        out = np.interp(z, GRID, values)
-        far = np.abs(z) > 9.0
-        if far.any():
+        at = (z + 9.0) * PER_UNIT
+        place = at.astype(np.intp)
+        out = values.take(place, mode="clip") + (at - place) * steps.take(place, mode="clip")
+        if not (at.min() >= 0.0 and at.max() <= GRID.size - 1):
+            far = np.abs(z) > 9.0
             out[far] = f(z[far])
-        return out
+        return np.asarray(out)
 
     return fast
 

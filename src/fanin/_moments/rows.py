@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from . import strata
+from .alignment import filled
 from .domain import (
     Abstract,
     Function,
@@ -93,11 +94,11 @@ def levelled(
     if common and m.second_moment > SHARED * _mean(v):
         return _split(x, dims, g, m)
     with np.errstate(all="ignore"):
-        values = np.asarray(np.broadcast_to(g(v), v.shape), float)
+        values = filled(g(v), v.shape)
     out = Abstract(x.dims, x.mean * values, x.q * paired(values, x), noise=x.noise)
     out.q = out.q * dissimilarity(out, dims)
     narrow = values.reshape(m.mean.shape)
-    return out, Abstract(m.dims, narrow, np.broadcast_to(paired(narrow, m), m.q.shape))
+    return out, Abstract(m.dims, narrow, filled(paired(narrow, m), m.q.shape))
 
 
 def _split(x: Abstract, dims: Sequence[int], g: Function, m: Abstract) -> tuple[Abstract, Abstract]:
@@ -110,12 +111,15 @@ def _split(x: Abstract, dims: Sequence[int], g: Function, m: Abstract) -> tuple[
 
 
 def _mean(table: Array) -> float:
-    return float(table.item(0)) if table.size == 1 else float(table.mean())
+    return float(np.add.reduce(table, axis=None)) / table.size
 
 
 def freedom(x: Abstract, dims: Sequence[int]) -> float:
     """How many independent numbers a row holds: (E mean x^2)^2 over the mean of squared pairs."""
-    size = _mean(level(x, dims))
+    return _freedom(x, dims, _mean(level(x, dims)))
+
+
+def _freedom(x: Abstract, dims: Sequence[int], size: float) -> float:
     squares = weighed(x.q * x.q, x.atoms, x.axes(dims), over_pairs)
     pairs = _mean(squares[tuple(map(slice, x.mean.shape))])
     return size * size / pairs if pairs > 0 else np.inf
@@ -128,8 +132,8 @@ def dissimilarity(x: Abstract, dims: Sequence[int]) -> Array:
     sample correlation).
     """
     alike = weighed(x.q, x.atoms, x.axes(dims), strata.same)
-    n = freedom(x, dims)
     size = _mean(level(x, dims))
+    n = _freedom(x, dims, size)
     if not size > 0 or not np.isfinite(n):
         return np.ones(())
     cosine = np.minimum(np.maximum(alike / size, -1.0), 1.0) if x.uniform else _cosines(x, alike)
@@ -148,7 +152,7 @@ def paired(values: Array, like: Abstract) -> Array:
     """v v' by class, of numbers by segment; axes of length 1 stay so."""
     if values.size == 1:
         return np.asarray(values * values).reshape((1,) * values.ndim)
-    left, right = _places(values.shape, tuple(like.atoms))
+    left, right = _places(values.shape, like.atoms)
     flat = values.reshape(-1)
     return np.asarray(flat[left] * flat[right])
 

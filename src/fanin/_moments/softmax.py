@@ -171,12 +171,10 @@ def _push(rows: Rows, covariance: Array, mean: Array, given: Pattern) -> Array:
 
 def _shared(covariance: Array, mass: Array, key: Flat) -> tuple[Array, Array]:
     """Mean covariance of one key's logits less that of different keys', and the latter."""
-    mass = np.broadcast_to(mass, covariance.shape)
-    same, rest = mass[:, key.same], mass[:, ~key.same]
-    of_same, of_rest = same.sum(axis=1), rest.sum(axis=1)
+    of_same, of_rest = (mass @ key.split).T
     total = np.maximum(of_same + of_rest, 1e-300)
-    alike = (same * covariance[:, key.same]).sum(axis=1) / np.maximum(of_same, 1e-300)
-    apart = (rest * covariance[:, ~key.same]).sum(axis=1) / np.maximum(of_rest, 1e-300)
+    alike, apart = ((mass * covariance) @ key.split).T
+    alike, apart = alike / np.maximum(of_same, 1e-300), apart / np.maximum(of_rest, 1e-300)
     alike = np.where(of_same > 1e-12 * total, alike, apart)
     apart = np.where(of_rest > 1e-12 * total, apart, alike)
     return alike - apart, apart
@@ -226,27 +224,20 @@ def _centred(weights: Array, grads: Array, key: Flat) -> Array:
         total = mass.sum(axis=1, keepdims=True)
         mean = (mass * grads).sum(axis=1, keepdims=True) / np.where(total == 0, 1.0, total)
         return weights * (grads - mean)
-    blocks, sums = _blocks(mass, s), _blocks(mass * grads, s)
-    of_rows, of_columns = blocks.sum(axis=2), blocks.sum(axis=1)
-    largest = np.maximum(np.abs(of_rows).max(axis=1), np.abs(of_columns).max(axis=1))
+    blocks = (mass @ key.blocks).reshape(-1, s, s)
+    sides = np.concatenate([mass, mass * grads]) @ key.sides
+    (of_rows, target), (of_columns, rest) = (x.reshape(2, -1, s) for x in np.split(sides, 2, 1))
     # A constant may move between u and w: the floor pins it without moving the sums.
+    largest = np.maximum.reduce(np.abs(sides[: len(mass)]), axis=1)
     floor = (1e-13 * largest + 1e-300)[:, None]
     of_rows = of_rows + floor
     shares = blocks / of_rows[:, :, None]
     matrix = -np.matmul(blocks.transpose(0, 2, 1), shares)
     matrix[:, np.arange(s), np.arange(s)] += of_columns + floor
-    target = sums.sum(axis=2)
-    rest = sums.sum(axis=1) - np.matmul(target[:, None], shares)[:, 0]
+    rest = rest - np.matmul(target[:, None], shares)[:, 0]
     w = np.linalg.solve(matrix, rest[..., None])[..., 0]
     u = (target - np.matmul(blocks, w[..., None])[..., 0]) / of_rows
-    return np.asarray(weights * (grads - u[:, key.left] - w[:, key.right]))
-
-
-def _blocks(table: Array, s: int) -> Array:
-    """Sums by the segments of both indices, of classes of one atom."""
-    blocks = table[:, s:].reshape(-1, s, s).copy()
-    blocks[:, np.arange(s), np.arange(s)] += table[:, :s]
-    return blocks
+    return np.asarray(weights * (grads - np.concatenate([u, w], axis=1) @ key.sides.T))
 
 
 # rules --------------------------------------------------------------------------------------------

@@ -43,6 +43,19 @@ def lengths(dims: Dims) -> tuple[int, ...]:
     return tuple(map(size, dims))
 
 
+@lru_cache(maxsize=65536)
+def flattened(dims: Dims) -> tuple[Atom, ...]:
+    """The atoms of several axes, in order."""
+    return tuple(atom for dim in dims for atom in dim)
+
+
+@lru_cache(maxsize=65536)
+def places(dims: Dims, wanted: tuple[int, ...]) -> tuple[int, ...]:
+    """Where the atoms of the axes ``wanted`` stand among all atoms."""
+    starts = [0, *accumulate(map(len, dims))]
+    return tuple(a for d in wanted for a in range(starts[d], starts[d + 1]))
+
+
 def whole(n: int) -> Dim:
     """An axis of length n whose positions are alike."""
     return ((n,),) if n > 1 else ()

@@ -61,6 +61,7 @@ class Unfolding(NamedTuple):
         singles: (segments of positions x taps) x (segments of the axis): mean number of positions.
         shape: the atoms' classes.
         segments: the atoms' segments.
+        same: whether the tables stay what they are, as under one tap without padding.
     """
 
     positions: Dim
@@ -69,6 +70,7 @@ class Unfolding(NamedTuple):
     singles: Array
     shape: tuple[int, ...]
     segments: tuple[int, ...]
+    same: bool
 
 
 @lru_cache(maxsize=4096)
@@ -89,9 +91,10 @@ def unfolding(dim: Dim, taps: Taps) -> Unfolding:
     if not out_dim:
         pairs, shape, segments = pairs[:1], shape[1:], segments[1:]
     columns = a + a * a if dim else 1
-    return Unfolding(
-        out_dim, tap_dim, pairs[:, :, :columns].reshape(-1, columns), singles, shape, segments
-    )
+    pairs = pairs[:, :, :columns].reshape(-1, columns)
+    same = all(np.array_equal(x, np.eye(len(x))) for x in (pairs, singles))
+    same = same and len(shape) == len(dim)
+    return Unfolding(out_dim, tap_dim, pairs, singles, shape, segments, same)
 
 
 def _outputs(atom: Atom, taps: Taps) -> Atom:

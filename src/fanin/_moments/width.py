@@ -32,7 +32,7 @@ def fluctuation(x: Abstract) -> float:
     else:
         r = np.abs(c) / max(float(np.abs(c).max()), 1e-300)
         squares = _excess(x) * (r + r * r) / 2
-    weights = joint_weights(over_pairs, tuple(x.atoms))
+    weights = joint_weights(over_pairs, x.atoms)
     return max(0.0, float(squares.reshape(-1) @ weights)) / (second * second)
 
 
