@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fanin
-from fanin._solve import HEAD
+from fanin._solve import HEAD, LONE
 from fanin.distributions import Kept, Normal
 
 
@@ -248,7 +248,7 @@ def test_recurrent_weights_stay_orthogonal(kind, bidirectional):
         if "weight_ih_l0" in row.name:
             assert same[row.name].std == pytest.approx(row.std / 100, rel=0.1)
         if "weight_ih_l1" in row.name:
-            assert same[row.name].std == row.std
+            assert same[row.name].std == pytest.approx(row.std, rel=0.02)
     fanin.initialize_(model, x)
     assert 0.25 < model(x).detach().square().mean().sqrt() < 0.8
 
@@ -354,3 +354,97 @@ def test_weights_that_a_network_makes_are_not_scaled():
         assert not any("predicted output" in w or "head" in w for w in row.reasons)
         if row.name.endswith("weight"):
             assert row.std > 0.05
+
+
+def rms(x):
+    return x.square().mean().sqrt().item()
+
+
+def test_a_single_output_has_unit_variance():
+    """16 draws of one Gaussian weight vector each: 18 % of sampling error."""
+    net, x = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.Linear(64, 1)), torch.randn(64, 32)  # fmt: skip
+    found = []
+    for seed in range(16):
+        plan = fanin.initialize_(net, x, seed=seed)
+        found.append(rms(net(x)))
+    assert plan["2.weight"].std == pytest.approx(LONE / 8, rel=0.05)
+    assert sum(r * r for r in found) / 16 == pytest.approx(LONE**2, rel=0.5)
+
+
+def test_a_head_that_is_fine_is_not_scaled_by_its_second_use():
+    """The gradient of a plain net with respect to its input uses the head's weight again."""
+
+    class Slope(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))  # fmt: skip
+
+        def forward(self, x):
+            x = x.requires_grad_()
+            return torch.autograd.grad(self.net(x).sum(), x, create_graph=True)[0]
+
+    model, x = Slope(), torch.randn(128, 2)
+    plan = fanin.initialize_(model, x)
+    assert plan["net.4.weight"].std < 0.2
+    assert 0.25 < rms(model.net(x)) < 4
+
+
+def test_each_recurrent_layer_reads_a_signal_of_order_one():
+    class Stack(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(64, 64, 3, batch_first=True, bidirectional=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0]
+
+    net, x = Stack(), torch.randn(16, 20, 64)
+    plan = fanin.initialize_(net, x)
+    assert "reads a signal" not in " ".join(plan["lstm.weight_ih_l0"].reasons)
+    for name in ("l1", "l1_reverse", "l2", "l2_reverse"):
+        assert "reads a signal of rms 0.2" in plan[f"lstm.weight_ih_{name}"].reasons[-1]
+    assert 0.25 < rms(net(x)) < 0.5
+
+
+class Parallel(nn.Module):
+    """relu(norm(x) + norm(conv(x))): norms that do nothing in eval mode, on either path."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.skip, self.norm = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return torch.relu(self.skip(x) + self.norm(self.conv(x)))
+
+
+def test_streams_whose_norms_are_in_eval_mode():
+    net, x = nn.Sequential(*[Parallel() for _ in range(24)]).eval(), torch.randn(4, 64, 8, 8)
+    plan = fanin.initialize_(net, x)
+    assert "one of 24 residual branches" in plan["5.conv.weight"].reasons[-1]
+    with torch.no_grad():
+        assert rms(net(x)) < 4
+    assert "residual" not in " ".join(fanin.plan(net.train(), x)["5.conv.weight"].reasons)
+
+
+def test_what_a_product_reads_behind_a_pool():
+    """Hardswish and an average over positions leave less than .3 of the product before."""
+
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64)
+            self.reduce, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+
+        def pooled(self, x):
+            return F.hardswish(self.norm(self.conv(x))).mean((2, 3))
+
+        def forward(self, x):
+            return self.head(torch.relu(self.reduce(self.pooled(x))))
+
+    model, x = Squeezed().eval(), torch.randn(16, 3, 16, 16)
+    plan = fanin.initialize_(model, x)
+    assert "what the next product reads" in plan["conv.weight"].reasons[-1]
+    assert 0.25 < rms(model.pooled(x)) < 0.5
+    trained = fanin.plan(model.train(), x)  # the norm holds the scale
+    assert "what the next product reads" not in " ".join(trained["conv.weight"].reasons)

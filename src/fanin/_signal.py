@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from . import _moments as _rules  # noqa: F401 - registers them
 from ._graph import Graph, Node, Ref, Value
+from ._moments.algebra import weighted_mean, weighted_mean_backward
 from ._moments.domain import (
     Abstract,
     added,
@@ -30,13 +32,16 @@ from ._moments.domain import (
 )
 from ._moments.gaussian import moments
 from ._moments.lines import Line
-from ._moments.registry import BACKWARD, FORWARD
+from ._moments.registry import BACKWARD, FORWARD, Rule
 from ._moments.tilt import KEEPS, inherited
+from ._quotients import weighted_means
 
 Kernel = Callable[[Node, Mapping[str, Any]], Sequence[npt.NDArray]]
 
 DRAWN_AT_MOST = 1 << 22  # numbers, of one node that no rule covers
 STEP = 1e-4  # of the base's standard deviation, in a numerical derivative
+MEAN = Rule(weighted_mean, frozenset(("x", "other")))  # of quotients that are weighted means
+MEAN_BACKWARD = Rule(weighted_mean_backward, frozenset(("grad", "x", "other", "output")))
 
 
 @dataclass(eq=False)
@@ -59,6 +64,11 @@ class Signals:
     drawn: Counter[str] = field(default_factory=Counter)
     uncovered: Counter[str] = field(default_factory=Counter)
     failures: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def means(self) -> frozenset[int]:
+        """Values that are weighted means: their own rule runs in place of division's."""
+        return weighted_means(self.graph)
 
 
 def forward(
@@ -130,6 +140,8 @@ class Step:
         rule = FORWARD.get(node.op)
         if rule is None:
             return None
+        if node.outputs[0] in self.signals.means:
+            rule = MEAN
         given = arguments(node, self.signals.values, takes=rule.takes)
         try:
             result = rule(
@@ -251,6 +263,8 @@ def _transposed(
         yield shortcut
         return
     rule = BACKWARD.get(node.op)
+    if node.outputs[0] in signals.means:
+        rule = MEAN_BACKWARD
     if rule is None:
         yield from _passed(node, own, signals)
         return

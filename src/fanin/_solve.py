@@ -16,12 +16,16 @@ import numpy as np
 
 from ._graph import Node, Ref
 from ._moments.domain import Abstract, scaled
+from ._moments.notes import Filtered, note_of
+from ._moments.recurrent import states
 from ._plan import InitPlan
 from ._signal import Kernel, Signals, Step, leaf
 from ._structure import RECURRENT, Branch, Structure, Use
 
 SUM_OF_BRANCHES = 0.7  # of the stream's first second moment: together with it 1.7, within [0.5, 2]
+WITHIN = 8.0  # of the same, together: branches that end in a norm, where that norm is in eval mode
 HEAD = 0.6  # rms of logits: a cross-entropy of chance + 0.18
+LONE = 1.0  # rms of a single output: binary cross-entropy of chance + 0.11, a prediction of unit variance
 SMALLEST = 0.3  # rms of branches that a norm reads, and of rows of tables, at least
 UNIT = (0.5, 2.0)  # rms of a recurrence's input that is left as it is
 LOGITS = (0.25, 2.0)  # variance of attention logits that is left as it is
@@ -98,8 +102,10 @@ class _Solver(Step):
             self._settle_branch(branch)
         if position in self.logits:
             self._settle_logits(node, *self.logits[position])
-        super().run(node)
         use = self.structure.use_at.get(position) if position is not None else None
+        if use is not None and self.products and not self._plain:
+            self._settle_input(node, use)
+        super().run(node)
         if use is not None and (self.products or use.node in self.heads):
             self._settle(use)
 
@@ -119,7 +125,8 @@ class _Solver(Step):
         if not names or not out.second_moment > 0 or not math.isfinite(out.second_moment):
             return
         if use.node in self.heads and self._plain and HEAD**2 <= out.second_moment <= 1.0:
-            return  # nothing but the head passes a plain stack's gradient on
+            self._scale(names, 1.0, "nothing but the head passes a plain stack's gradient on")
+            return
         wanted, why = self._target_of(use, names)
         shift = self._bias(use)
         own = out.second_moment - shift
@@ -130,37 +137,69 @@ class _Solver(Step):
         self._scale(names, factor, why.format(rms, math.sqrt(wanted)))
         values[use.output] = _rescaled(out, math.sqrt(wanted) / rms)
 
+    def _settle_input(self, node: Node, use: Use) -> None:
+        """An rms of SMALLEST for what a product reads, where pools and the like left less of another's.
+
+        The earlier product is scaled up for it, twice at most, if nothing else has read it yet.
+        """
+        structure, values = self.structure, self.signals.values
+        read = next((i for _, i in node.refs if i in structure.depth), None)
+        if read is None or node.op in RECURRENT:
+            return
+        origin = structure.origin(read, past_norms=False)
+        earlier = structure.use_at.get(structure.maker.get(origin, -1))
+        if earlier is None or earlier.node in self.tails:
+            return
+        rms = math.sqrt(max(values[read].second_moment, 0.0))
+        names = self._names(earlier)
+        if not names or not 0 < rms < SMALLEST or any(self._used(n) > 1 for n in names):
+            return
+        between = (u for u in structure.uses if earlier.node < u.node < use.node)
+        if any(structure.ancestors[u.output] >> earlier.output & 1 for u in between):
+            return
+        factor = min(SMALLEST / rms, 2.0)
+        self._scale(names, factor, f"what the next product reads: rms {rms:.3g}, {SMALLEST} wanted")
+        self._refresh([earlier.output], factor, use.node)
+
     def _settle_recurrence(self, use: Use) -> None:
-        """Input weights of the first layer for an input of any scale; gates bound all that follows."""
+        """Each layer's input weights, for what it reads at any scale; gates bound all that follows."""
         graph, values = self.signals.graph, self.signals.values
         node = graph.nodes[use.node]
         signal = node.args.get("x", node.args.get("data"))
         if not isinstance(signal, Ref) or not values[signal.index].second_moment > 0:
             return
-        width = values[signal.index].shape[-1]
-        per_direction = 3 if len(use.weights) % 3 == 0 and len(use.weights) % 2 else 2
-        first = (
-            use.weights[: per_direction + 1 : per_direction]
-            if node.args.get("bidirectional")
-            else use.weights[:1]
-        )
-        names = [graph.values[p].name for p in first if graph.values[p].shape[-1] == width]
-        rms = math.sqrt(values[signal.index].second_moment)
-        names = [n for n in names if n not in self.fixed and n not in self.solution.factors]
-        if names and not UNIT[0] <= rms <= UNIT[1]:
+        read = [values[signal.index]]
+        for k, inputs in enumerate(self._inputs_of_layers(use)):
+            if k:
+                read = states(values[use.output], k - 1, len(inputs))
+            second = sum(x.second_moment for x in read) / max(len(read), 1)
+            rms = math.sqrt(max(second, 0.0))
+            names = [graph.values[p].name for p in inputs]
+            names = [n for n in names if n not in self.fixed and n not in self.solution.factors]
+            if not names or not rms > 0 or UNIT[0] <= rms <= UNIT[1]:
+                continue
             self._scale(names, 1 / rms, f"reads a signal of rms {rms:.3g} rather than 1")
             for name in names:
                 index = graph.parameters[name]
                 values[index] = _rescaled(values[index], 1 / rms)
             Step.run(self, node)
 
+    def _inputs_of_layers(self, use: Use) -> list[tuple[int, ...]]:
+        """Per layer the weights of its input, one a direction."""
+        args, matrices = self.signals.graph.nodes[use.node].args, use.weights
+        directions = 2 if args.get("bidirectional") else 1
+        count = int(args.get("num_layers", 1)) * directions
+        each = max(len(matrices) // count, 1)  # beside them the state's weights, and projections
+        first = matrices[::each][:count]
+        return [first[i : i + directions] for i in range(0, len(first), directions)]
+
     def _target_of(self, use: Use, names: list[str]) -> tuple[float, str]:
         """Second moment, and the reason with places for the rms before and after."""
         if use.node in self.heads:
-            return (
-                HEAD * HEAD,
-                "head: output rms {:.3g} -> {:.3g}, so that the loss starts at chance",
-            )
+            graph = self.signals.graph
+            channels = 1 if graph.nodes[use.node].op.startswith("conv") else -1
+            rms = LONE if graph.values[use.output].shape[channels] == 1 else HEAD
+            return rms**2, "head: output rms {:.3g} -> {:.3g}, so that the loss starts at chance"
         given = next((self.targets[n] for n in names if n in self.targets), 1.0)
         return given, "predicted output rms {:.3g} -> {:.3g}"
 
@@ -185,7 +224,7 @@ class _Solver(Step):
         skip, own = values[branch.skip], values[branch.branch]
         start = self.starts.setdefault(branch.stream, skip.second_moment)
         names = [n for use in branch.tails for n in self._names(use)]
-        if not names or branch.normalised == "within" or not own.second_moment > 0 or not start > 0:
+        if not names or not own.second_moment > 0 or not start > 0:
             return
         if self.settled.issuperset(names):
             return  # of two sums that end in one product, as residual and skip paths, the first counts
@@ -197,6 +236,9 @@ class _Solver(Step):
             wanted /= length  # the same function of nearly the same stream adds up in one direction
         if branch.normalised:
             wanted = max(wanted, SMALLEST * SMALLEST)
+        if branch.normalised == "within":
+            # In training the norm holds the scale, whatever the weights before it; until then they do.
+            wanted = min(own.second_moment, start * WITHIN / length)
         factor = math.sqrt(wanted / own.second_moment)
         if (branch.scaled or (again and not branch.normalised)) and factor > 1.0:
             return  # its scale is the model's own: LayerScale, SkipInit, a step of time
@@ -260,7 +302,8 @@ def _sides(node: Node) -> list[int]:
 
 
 def _rescaled(x: Abstract, factor: float) -> Abstract:
-    return scaled(x, factor).with_(chain=None)
+    filtered = note_of(x, Filtered)  # the one note that says nothing of scale
+    return scaled(x, factor).with_(chain=None, note=None if filtered is None else (filtered,))
 
 
 def solve(

@@ -103,6 +103,11 @@ class Branch:
     scaled: bool = False
 
 
+def idle(node: Node) -> bool:
+    """Whether it is a batch norm in eval mode: a fixed linear map."""
+    return node.op == "batch_norm" and not node.args.get("training")
+
+
 class Structure:
     """Facts about one graph, found once and kept.
 
@@ -224,6 +229,9 @@ class Structure:
                         found[position] = self._centred(x)
         return found
 
+    def _normalises(self, position: int) -> bool:
+        return position in self.norms and not idle(self.graph.nodes[position])
+
     def _scale_of(self, index: int, roots: set[int]) -> bool:
         """Whether a value is a root mean square, a deviation or the like of ``roots``, or its inverse."""
         front, reduced = [index], False
@@ -260,7 +268,7 @@ class Structure:
             if pair is None:
                 continue
             skip, branch, projected = pair
-            tails, origin = tuple(self.tails(branch)), self._origin(skip)
+            tails, origin = tuple(self.tails(branch)), self.origin(skip)
             norm = self._normalised(node, skip, origin, branch)
             if not tails and norm != "within":
                 continue
@@ -307,14 +315,16 @@ class Structure:
                 return index
             index = read[0]
 
-    def _origin(self, index: int) -> int:
-        """The sum that a stream comes from: past views, norms and pointwise functions."""
+    def origin(self, index: int, *, past_norms: bool = True) -> int:
+        """The sum or product that a value comes from: past views, norms and pointwise functions."""
         while True:
             maker = self.maker.get(index)
             if maker is None:
                 return index
             node = self.graph.nodes[maker]
-            read = [i for _, i in node.refs if i not in self.weights]
+            if not past_norms and self._normalises(maker):
+                return index
+            read = [i for _, i in node.refs if i not in self.weights and i in self.depth]
             sums = node.op in {"add", "sub"} and len(read) == 2
             if sums or node.op in CONTRACTIONS | RECURRENT | TABLES or len(read) != 1:
                 return index
@@ -328,7 +338,7 @@ class Structure:
         for position, normed in self.norms.items():
             made = self.graph.nodes[position].outputs[0]
             own = self.ancestors[branch] >> made & 1 and not around >> made & 1
-            if own and (self._origin(normed) == origin or around >> normed & 1):
+            if own and (self.origin(normed) == origin or around >> normed & 1):
                 return "before"
         readers = self.readers.get(node.outputs[0], [])
         return "after" if readers and all(self._normed_next(r) for r in readers) else ""
@@ -378,18 +388,19 @@ class Structure:
             maker = self.maker.get(i)
             if maker is None or maker in self.use_at:
                 continue
-            if (maker in self.norms and not past_norms) or self.graph.nodes[
-                maker
-            ].op not in through:
+            node = self.graph.nodes[maker]
+            if not idle(node) and (
+                node.op not in through or (maker in self.norms and not past_norms)
+            ):
                 continue
-            for j in self._signals_of(self.graph.nodes[maker]):
+            for j in self._signals_of(node):
                 if j not in seen:
                     seen.add(j)
                     front.append(j)
 
     def _signals_of(self, node: Node) -> list[int]:
         """What a node reads but weights; of two factors the deeper one, the other is its gate."""
-        read = [i for _, i in node.refs if i not in self.weights and self.graph.values[i].floating]
+        read = [i for _, i in node.refs if i in self.depth and self.graph.values[i].floating]
         if node.op in {"mul", "div"} and len(read) == 2:
             return [max(read, key=lambda i: self.depth.get(i, 0))]
         return read

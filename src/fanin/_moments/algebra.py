@@ -22,6 +22,7 @@ from .kin import (
     covers,
     norm_of,
     straight,
+    with_own_filter,
     with_own_image,
     with_own_mean,
 )
@@ -34,6 +35,7 @@ from .notes import (
     unchained,
 )  # fmt: skip
 from .rows import centred, freedom, levelled_backward
+from .strata import Array
 
 # sums ---------------------------------------------------------------------------------------------
 
@@ -72,7 +74,10 @@ def _sum(a: Operand, b: Operand, sa: float, sb: float) -> Abstract:
         return pointwise(base, lambda z: sa * f(z) + sb * g(z))
     for x, y, sx, sy in ((a, b, sa, sb), (b, a, sb, sa)):
         found = (
-            with_own_mean(x, y, sx, sy) or as_variance(x, y, sx, sy) or with_own_image(x, y, sx, sy)
+            with_own_mean(x, y, sx, sy)
+            or as_variance(x, y, sx, sy)
+            or with_own_image(x, y, sx, sy)
+            or with_own_filter(x, y, sx, sy)
         )
         if found is not None:
             return found
@@ -104,6 +109,33 @@ def times(a: Operand, b: Operand) -> Abstract:
         if found is not None:
             return found
     return multiplied(a, b)
+
+
+def weighted_mean(x: Abstract, other: Abstract) -> Abstract:
+    """n / d = sum w v / sum w: E[n n'] / E[d d'], E[v v'] weighed as the numerator weighs it.
+
+    Exact for one term, where both carry the same E[w w'], and in the limit of many, where the sum of
+    weights is certain; never more than the largest E[v^2] if v does not depend on w.
+    """
+    return multiplied(x.plain(), _level(other))
+
+
+def weighted_mean_backward(
+    grad: Abstract, x: Abstract, other: Abstract, output: Abstract
+) -> dict[str, Abstract]:
+    """g / d and -g (n / d) / d, as `weighted_mean` divides."""
+    to_x = multiplied(grad, _level(other))
+    to_other = scaled(multiplied(to_x, output), -1.0)
+    return {"x": unbroadcast(to_x, x.shape), "other": unbroadcast(to_other, other.shape)}
+
+
+def _level(x: Abstract) -> Abstract:
+    """1 / x with 1 / E[x x'] for E[1 / x x']."""
+
+    def inverse(table: Array) -> Array:
+        return np.divide(1.0, table, out=np.zeros_like(table, dtype=float), where=table > 0)
+
+    return Abstract(x.dims, inverse(x.mean), inverse(x.q), noise=x.noise)
 
 
 def product_gradients(

@@ -9,10 +9,11 @@ import numpy as np
 
 from .algebra import plus, times
 from .arithmetic import Gradients
-from .domain import Abstract, averaged, full, measured, once, reshaped
+from .domain import Abstract, averaged, constant, full, measured, once, reshaped
 from .elementary import floor_of
 from .gaussian import pointwise
 from .images import regrouped, restored
+from .kin import certain
 from .norm import affine, standardised, to_affine
 from .registry import backward, forward
 
@@ -32,6 +33,9 @@ def _per_channel(weight: Abstract, rank: int) -> Abstract:
 
 @once
 def _inverse_root(variance: Abstract, eps: float) -> Abstract:
+    value = certain(variance)
+    if value is not None:  # as it starts, and a number hides no function of x
+        return constant(variance.shape, 1 / float(np.sqrt(value + eps)))
     if variance.known is not None:
         return measured(1 / np.sqrt(variance.known + eps)).plain()
     low = floor_of(variance)

@@ -29,6 +29,7 @@ from .domain import (
     uniform,
 )
 from .labels import Label
+from .notes import Filtered
 from .registry import backward, forward
 from .taps import MOST_SEGMENTS, Taps, unfolding
 from .tilt import Image
@@ -260,7 +261,15 @@ def conv(**given: Any) -> Abstract:
     y = convolved(given["x"], given["weight"], given.get("bias"), shape)
     if shape.groups == 1 and all(t.kernel == t.stride == 1 for t in shape.axes) and len(y.dims) > 2:
         y.source = Image(given["x"], 1)
+    if _channelwise(shape, y, given["x"], given["weight"]):
+        y.note = (Filtered(given["x"]),)
     return y
+
+
+def _channelwise(shape: Geometry, y: Abstract, x: Abstract, weight: Abstract) -> bool:
+    """Whether every channel is filtered on its own, by weights of mean 0, and keeps its size."""
+    alone = len(y.dims) == len(weight.dims) and shape.groups == x.shape[1]
+    return alone and y.shape == x.shape and not weight.mean.any()
 
 
 @backward(*_OPS, "convolution", "_convolution")

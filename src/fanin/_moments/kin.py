@@ -12,9 +12,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .domain import Abstract, Function, added, aligned, fitted, multiplied, scaled, shifted
+from .domain import (
+    Abstract,
+    Function,
+    added,
+    aligned,
+    fitted,
+    multiplied,
+    over_pairs,
+    scaled,
+    shifted,
+    weighed,
+)
 from .notes import (
     Centred,
+    Filtered,
     Mapped,
     Reduction,
     View,
@@ -122,6 +134,48 @@ def with_own_image(a: Abstract, b: Abstract, sa: float, sb: float) -> Abstract |
         *_further(base, notes, own, other, y.dims),
     )
     return straight(out, 1.0, sa * offset + sb * shift)
+
+
+def with_own_filter(a: Abstract, b: Abstract, sa: float, sb: float) -> Abstract | None:
+    """a + relu(b) where b is a with every channel filtered on its own, and a >= 0.
+
+    A channel that is large in a is large in b. Let a = s u, s the channel's size, the same at all its
+    positions p, and b of variance proportional to s^2 given a; then for f(z) = |z| f(+-1)
+
+        E[a_p f(b_p')] = sqrt(E[a_p a_p']) E f(b),
+
+    b taken as Gaussian. It is E a E f(b) where channels are alike (s certain), and as large as
+    sqrt(E a^2) E f(b) where a is constant in each channel.
+    """
+    base, f = unchained(b)
+    note = note_of(base, Filtered)
+    if note is None or note.of is not a or a.dims != b.dims or not a.uniform:
+        return None
+    if not _homogeneous(f) or not _positive(a):
+        return None
+    out = added(a, b, sa, sb)
+    together = weighed(a.q, a.atoms, a.axes(range(2, len(a.dims))), over_pairs)
+    excess = (np.sqrt(np.maximum(together, 0.0)) - a.average_mean) * b.average_mean
+    for axis in a.axes([1]):  # of one channel alone
+        excess = excess * np.array([1.0, 0.0]).reshape([-1 if i == axis else 1 for i in range(a.q.ndim)])  # fmt: skip
+    return out.with_(q=out.q + 2 * sa * sb * excess)
+
+
+def _homogeneous(f: Function) -> bool:
+    """Whether f(c z) = c f(z) for c > 0, and f is no straight line."""
+    z = np.array([-4.0, -2.0, -1.0, 1.0, 2.0, 4.0])
+    with np.errstate(all="ignore"):
+        at = np.asarray(f(z), float)
+    return (
+        bool(np.allclose(2 * at[[2, 1, 3, 4]], at[[1, 0, 4, 5]], rtol=1e-6)) and linear(f) is None
+    )
+
+
+def _positive(x: Abstract) -> bool:
+    """Whether x is a function that is nowhere negative."""
+    with np.errstate(all="ignore"):
+        at = np.asarray(unchained(x)[1](np.linspace(-4.0, 4.0, 17)), float)
+    return bool((at >= 0).all())
 
 
 def _further(

@@ -73,6 +73,13 @@ class Mapped:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Filtered:
+    """``of``, every channel on its own convolved with a filter of zero mean: as large as that channel is."""
+
+    of: Abstract
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Factored:
     """A gradient: ``source`` times f(base)."""
 

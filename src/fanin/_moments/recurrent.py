@@ -26,6 +26,14 @@ class Recurrence:
     layers: list[Layer]
 
 
+def states(out: Abstract, layer: int, directions: int) -> list[Abstract]:
+    """The states of one layer, one tensor a direction, behind a recurrent op's first output."""
+    note = note_of(out, Recurrence)
+    if note is None:
+        return []
+    return [x.output for x in note.layers[layer * directions : (layer + 1) * directions]]
+
+
 def _layers(given: dict[str, Any]) -> list[Layer]:
     """All layers, first to last."""
     op, params = given["op"], list(given["params"])
