@@ -144,7 +144,14 @@ def _allowing(x: Abstract, condition: Abstract, *, flip: bool) -> Abstract:
 
 @backward("where")
 def where_backward(grad: Abstract, condition: Abstract, x: Operand, other: Operand) -> Gradients:
-    """c g and (1 - c) g."""
+    """c g and (1 - c) g.
+
+    Where one side is hugely negative, the other's g is 0 already wherever it was not taken: `where`
+    told the softmax that reads it, and rows of its gradient sum to 0 over what is allowed.
+    """
+    for name, chosen, blocked in (("other", other, x), ("x", x, other)):
+        if isinstance(chosen, Abstract) and _blocks(blocked) and condition.known is not None:
+            return returned(**{name: (chosen, grad.plain())})
     c = truth(condition)
     return returned(x=(x, through(grad, c)), other=(other, through(grad, plus(1.0, c, 1.0, -1.0))))
 
@@ -159,7 +166,8 @@ def masked_fill(x: Abstract, mask: Abstract, value: Operand) -> Abstract:
 def masked_fill_backward(grad: Abstract, x: Abstract, mask: Abstract, value: Operand) -> Gradients:
     """(1 - c) g."""
     found = where_backward(grad, mask, value, x)
-    return {"x": found["other"], **({"value": found["x"]} if "x" in found else {})}
+    names = {"x": "value", "other": "x"}
+    return {names[name]: g for name, g in found.items()}
 
 
 @forward("clamp", "clip")
