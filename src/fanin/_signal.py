@@ -21,6 +21,7 @@ from ._moments.domain import Abstract, added, constant, drawn, full, limited, me
 from ._moments.gaussian import moments
 from ._moments.registry import BACKWARD, FORWARD
 from ._moments.tilt import KEEPS, inherited
+from ._reuse import Uses
 
 Kernel = Callable[[Node, Mapping[str, Any]], Sequence[npt.NDArray]]
 
@@ -216,6 +217,8 @@ def backward(
     """
     grads = signals.grads
     grads.update(seeds)
+    uses = Uses(signals.graph, signals.values)
+    uses.start(seeds)
     owner: dict[int, int] = {}
     for index, x in signals.values.items():
         owner.setdefault(id(x), index)  # views may hand on the object itself: its maker comes first
@@ -225,6 +228,8 @@ def backward(
             if any(g is not None for g in own):
                 for index, grad in settle(position, node, _transposed(node, own, signals, owner)):
                     grads[index] = limited(added(grads[index], grad)) if index in grads else grad
+                    uses.see(node, index, grad)
+    uses.settle(grads)
     return signals
 
 
