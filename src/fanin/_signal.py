@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from . import _moments as _rules  # noqa: F401 - registers them
 from ._graph import Graph, Node, Ref, Value
+from ._moments.algebra import through
 from ._moments.domain import Abstract, added, constant, drawn, full, limited, measured, multiplied
 from ._moments.gaussian import moments
+from ._moments.notes import Factored, note_of
 from ._moments.registry import BACKWARD, FORWARD
 from ._moments.tilt import KEEPS, inherited
 from ._reuse import Uses
@@ -296,8 +298,14 @@ def _chained(
         if x is not base and (x.chain is None or x.chain[0] is not base) and x.known is None:
             return None
     step = STEP * max(float(np.sqrt(base.second_moment)), 1e-15)
-    mean, q = moments(base, lambda z: (f(z + step) - f(z - step)) / (2 * step))
-    return index, limited(multiplied(grad, Abstract(base.dims, mean, q)))
+
+    def slope(z: npt.NDArray) -> npt.NDArray:
+        return np.asarray((f(z + step) - f(z - step)) / (2 * step))
+
+    note = note_of(grad, Factored)
+    if note is not None and note.base is base:  # a pool's, which flows to large elements
+        return index, limited(through(grad, base, slope).plain())
+    return index, limited(multiplied(grad, Abstract(base.dims, *moments(base, slope))))
 
 
 def _passed(
