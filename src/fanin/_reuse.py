@@ -101,6 +101,7 @@ class Uses:
         self.shared = self._shared()
         self.forth: dict[int, Lineage] = {}
         self.back: dict[int, dict[int, float]] = {}
+        self.sizes: dict[int, float] = {}
         self.seen: dict[int, list[tuple[float, Lineage, Lineage | None]]] = {}
         if self.shared:
             self._follow()
@@ -227,6 +228,7 @@ class Uses:
                 self._use(node, name, index, g, size)
             return
         total = self.back.setdefault(index, {})
+        self.sizes[index] = self.sizes.get(index, 0.0) + size
         for k, a in self._passed(node, index, g).items():
             total[k] = total.get(k, 0.0) + math.sqrt(size) * a
 
@@ -260,6 +262,13 @@ class Uses:
                 read = {}
         for parameter in self.behind[index] & self.shared:
             self.seen.setdefault(parameter, []).append((size, g, read))
+
+    def gain(self, index: int) -> float:
+        """What the shares of a value's gradient have in common: its second moment over their sum."""
+        total = self.sizes.get(index, 0.0)
+        if not total > 0 or index not in self.back:
+            return 1.0
+        return max(sum(a * a for a in self.back[index].values()) / total, 1.0)
 
     def settle(self, grads: dict[int, Abstract]) -> None:
         """Multiply each shared parameter's gradient by what its uses have in common."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from . import _moments as _rules  # noqa: F401 - registers them
 from ._graph import Graph, Node, Ref, Value
 from ._moments.algebra import through
-from ._moments.domain import Abstract, added, constant, drawn, full, limited, measured, multiplied
+from ._moments.domain import Abstract, added, constant, drawn, full, limited, measured, multiplied, scaled
 from ._moments.gaussian import moments
 from ._moments.notes import Factored, note_of
 from ._moments.registry import BACKWARD, FORWARD
@@ -226,6 +226,10 @@ def backward(
         owner.setdefault(id(x), index)  # views may hand on the object itself: its maker comes first
     with np.errstate(all="ignore"):
         for position, node in reversed(list(enumerate(signals.graph.nodes))):
+            for i in node.outputs:
+                gain = uses.gain(i)
+                if gain > 1.001 and i in grads:
+                    grads[i] = scaled(grads[i], math.sqrt(gain)).plain()
             own = [grads.get(i) for i in node.outputs]
             if any(g is not None for g in own):
                 for index, grad in settle(position, node, _transposed(node, own, signals, owner)):

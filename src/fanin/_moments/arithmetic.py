@@ -28,7 +28,7 @@ from .domain import (
 from .elementary import root
 from .gaussian import pointwise
 from .kin import Operand
-from .masks import additive
+from .masks import additive, in_blocks
 from .notes import Reduction, linear, note_of
 from .registry import backward, forward
 from .rows import with_mean
@@ -94,13 +94,20 @@ def rsub_backward(grad: Abstract, x: Abstract, other: Operand, alpha: float = 1.
 
 @forward("mul", "multiply")
 def mul(x: Operand, other: Operand) -> Abstract:
-    """x y: second moments multiply."""
-    return times(x, other)
+    """x y: second moments multiply; by a known mask block by block."""
+    return times(*_in_blocks(x, other))
+
+
+def _in_blocks(x: Operand, other: Operand) -> tuple[Operand, Operand]:
+    if isinstance(x, Abstract) and isinstance(other, Abstract):
+        return (x, in_blocks(other)) if x.known is None else (in_blocks(x), other)
+    return x, other
 
 
 @backward("mul", "multiply")
 def mul_backward(grad: Abstract, x: Operand, other: Operand) -> Gradients:
     """g y and g x; of a norm written out, `algebra.product_gradients`."""
+    x, other = _in_blocks(x, other)
     if isinstance(x, Abstract) and isinstance(other, Abstract):
         to_x, to_other = product_gradients(grad, x, other)
         return returned(x=(x, to_x), other=(other, to_other))

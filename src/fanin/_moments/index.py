@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from .domain import (
 )
 from .indexing import coincidence, gathered, given_back, integers, is_mask, places, scattered, taken
 from .maps import carried, joined
-from .registry import backward, forward
+from .registry import BACKWARD, FORWARD, backward, forward
 from .strata import Array, Dims
 
 Shapes = Sequence[tuple[int, ...]]
@@ -124,6 +124,9 @@ def index(x: Abstract, indices: Sequence[Abstract | None], shapes: Shapes) -> Ab
     """Two results are one number as often as their indices agree."""
     if all(i is None for i in indices):
         return x.plain()
+    at = _same_place(x, indices)
+    if at is not None:
+        return cast("Abstract", FORWARD["select"](x=x, dim=1, index=at, op="select"))
     reading = Reading(x, indices, shapes[0])
     turned = permuted(x, reading.order)
     joint = reading.joint
@@ -133,6 +136,19 @@ def index(x: Abstract, indices: Sequence[Abstract | None], shapes: Shapes) -> Ab
     one = _pairwise(turned, reading)
     means = np.ones((1, 1))
     return carried(one, reading.at, table, means, new)
+
+
+def _same_place(x: Abstract, indices: Sequence[Abstract | None]) -> int | None:
+    """The position that ``x[arange(n), [i, i, ...]]`` reads in every row: pooling at a known token."""
+    known = [None if i is None else i.known for i in indices]
+    if len(known) != 2 or known[0] is None or known[1] is None or len(x.dims) < 2:
+        return None
+    rows, columns = known
+    if rows.dtype.kind != "i" or columns.dtype.kind != "i" or columns.size == 0:
+        return None
+    if rows.shape != x.shape[:1] or columns.shape != rows.shape or (columns != columns[0]).any():
+        return None
+    return int(columns[0]) % x.shape[1] if np.array_equal(rows, np.arange(len(rows))) else None
 
 
 def _pairwise(x: Abstract, reading: Reading) -> Abstract:
@@ -151,6 +167,9 @@ def index_back(grad: Abstract, x: Abstract, indices: Sequence[Abstract | None]) 
     """The gradients added up at the places that were read."""
     if all(i is None for i in indices):
         return {"x": grad}
+    at = _same_place(x, indices)
+    if at is not None:
+        return dict(BACKWARD["select"](grad=grad, x=x, dim=1, index=at, op="select"))
     return {"x": added_up(grad, Reading(x, indices, grad.shape))}
 
 
