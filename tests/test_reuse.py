@@ -64,6 +64,20 @@ def test_graphs_that_use_everything_once_are_left_alone():
     assert grads[1].second_moment == 3.0
 
 
+class Reads(nn.Module):
+    """One sequence of states that every step of a cell reads."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        self.inner, self.cell = nn.Linear(width, width), nn.GRUCell(width, width)
+
+    def forward(self, x):
+        h, state = self.inner(x), None
+        for _ in range(5):
+            state = self.cell(h, state)
+        return state
+
+
 class Steps(nn.Module):
     """x + f(W x) / steps, over and over."""
 
@@ -107,6 +121,7 @@ class Stack(nn.Module):
 
 MODELS = {
     "steps": (Steps, (6, 48)),
+    "reads": (Reads, (6, 32)),
     "stack": (Stack, (6, 64)),
     "lstm": (lambda: Cell(nn.LSTMCell), (6, 10, 32)),
     "gru": (lambda: Cell(nn.GRUCell), (6, 10, 32)),

@@ -18,7 +18,17 @@ import numpy.typing as npt
 from . import _moments as _rules  # noqa: F401 - registers them
 from ._graph import Graph, Node, Ref, Value
 from ._moments.algebra import through
-from ._moments.domain import Abstract, added, constant, drawn, full, limited, measured, multiplied, scaled
+from ._moments.domain import (
+    Abstract,
+    added,
+    constant,
+    drawn,
+    full,
+    limited,
+    measured,
+    multiplied,
+    scaled,
+)
 from ._moments.gaussian import moments
 from ._moments.notes import Factored, note_of
 from ._moments.registry import BACKWARD, FORWARD
