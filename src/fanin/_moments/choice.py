@@ -163,7 +163,7 @@ def _on_rows(grad: Abstract, taken: npt.NDArray[np.bool_]) -> Abstract:
     """The gradient where a row along the last axis has anything taken, 0 elsewhere."""
     if taken.ndim == 0:
         return grad
-    rows = taken.any(axis=-1, keepdims=True)
+    rows = np.asarray(taken.any(axis=-1, keepdims=True))
     return grad if rows.all() else multiplied(grad, in_blocks(measured(rows)).plain())
 
 

@@ -140,15 +140,16 @@ def index(x: Abstract, indices: Sequence[Abstract | None], shapes: Shapes) -> Ab
 
 def _same_place(x: Abstract, indices: Sequence[Abstract | None]) -> int | None:
     """The position that ``x[arange(n), [i, i, ...]]`` reads in every row: pooling at a known token."""
-    known = [None if i is None else i.known for i in indices]
-    if len(known) != 2 or known[0] is None or known[1] is None or len(x.dims) < 2:
+    if len(indices) != 2 or len(x.dims) < 2 or indices[0] is None or indices[1] is None:
         return None
-    rows, columns = known
-    if rows.dtype.kind != "i" or columns.dtype.kind != "i" or columns.size == 0:
+    rows, columns = indices[0].known, indices[1].known
+    if rows is None or columns is None or {rows.dtype.kind, columns.dtype.kind} != {"i"}:
         return None
-    if rows.shape != x.shape[:1] or columns.shape != rows.shape or (columns != columns[0]).any():
+    if rows.shape != x.shape[:1] or columns.shape != rows.shape or columns.size == 0:
         return None
-    return int(columns[0]) % x.shape[1] if np.array_equal(rows, np.arange(len(rows))) else None
+    if (columns != columns[0]).any() or not np.array_equal(rows, np.arange(len(rows))):
+        return None
+    return int(columns[0]) % x.shape[1]
 
 
 def _pairwise(x: Abstract, reading: Reading) -> Abstract:
