@@ -5,11 +5,12 @@ and two cosines of each pair of uses,
 
     E (sum_u dW_u)^2 = sum_u s_u + sum_(u != v) sqrt(s_u s_v) cos(g_u, g_v) cos(x_u, x_v),
 
-g the gradients of what the uses make, x what they read; a bias reads a constant. Cosines come from
-`Lineage`: every value as a unit vector over labels, such that values with a label in common share that
-part. A fresh matrix maps labels to others, the same matrix to the same others, sums add up, functions of
-each element keep labels beside their mean. What is left out: correlations between a value and its function
-count as 1, and a signal that is split and turned (views) as the same.
+g the gradients of what the uses make, x what they read; a bias reads a constant. In such a graph a value
+that several nodes read sums their gradients likewise, |sum_u sqrt(s_u) g_u|^2. Cosines come from `Lineage`:
+every value as a unit vector over labels, such that values with a label in common share that part. A fresh
+matrix maps labels to others, the same matrix to the same others, sums add up, functions of each element keep
+labels beside their mean. What is left out: a value and its function count as one, and so does a signal
+before and after views; slopes of activations are shared by half (`STEADY`), gates are 1/2 (`GATE`).
 """
 
 from __future__ import annotations
