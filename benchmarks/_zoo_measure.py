@@ -24,6 +24,8 @@ from fanin._record import floating_leaves
 from fanin._report import Layer
 
 ROUNDS = 3  # of a timing, after a first one that is thrown away
+# Of a draw: a scalar's gradient is one normal number, whose square is no mean square.
+COTANGENTS = 8
 BOUNDS = (0.25, 4.0)  # healthy activation rms
 ROUNDING = (
     1e-6  # of the largest gradient: what is predicted and measured below it is zero in float32
@@ -105,19 +107,22 @@ def measurement(model: nn.Module, inputs: Inputs, seed: int) -> dict[str, dict[s
 
 
 def parameter_gradients(model: nn.Module, inputs: Inputs, seed: int) -> dict[str, float]:
-    """Rms of each parameter's gradient; every name of a tied one."""
+    """Rms of each parameter's gradient over `COTANGENTS` draws; every name of a tied one."""
     names = dict(model.named_parameters(remove_duplicate=False))
     parameters = [p for p in dict.fromkeys(names.values()) if p.requires_grad]
     torch.manual_seed(2000 + seed)
     output = next(iter(floating_leaves(model(*inputs.args, **inputs.kwargs))))
-    cotangent = torch.randn(output.shape)
-    found = torch.autograd.grad(output, parameters, cotangent, allow_unused=True)
-    rms = {
-        id(p): float(g.abs().double().square().mean().sqrt())
-        for p, g in zip(parameters, found, strict=True)
-        if g is not None
-    }
-    return {name: rms[id(p)] for name, p in names.items() if id(p) in rms}
+    squares: dict[int, float] = {}
+    for k in range(COTANGENTS):
+        cotangent, again = torch.randn(output.shape), k + 1 < COTANGENTS
+        found = torch.autograd.grad(
+            output, parameters, cotangent, allow_unused=True, retain_graph=again
+        )
+        for p, g in zip(parameters, found, strict=True):
+            if g is not None:
+                own = float(g.abs().double().square().mean()) / COTANGENTS
+                squares[id(p)] = squares.get(id(p), 0.0) + own
+    return {name: math.sqrt(squares[id(p)]) for name, p in names.items() if id(p) in squares}
 
 
 def errors(

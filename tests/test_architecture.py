@@ -18,7 +18,7 @@ PACKAGE = Path(fanin.__file__).parent
 CORE = [
     "_errors", "_tables", "_fold", "_text", "_fans", "_normal", "_distribution", "_matrixwide", "distributions", "_quadrature",
     "_activations", "_gains", "initializers", "_facts", "_plan", "_report", "_recipes", "schemes", "_findings",
-    "_graph", "_regions", "_moments", "moments", "_quotients", "_signal", "_predict", "_structure", "_mirrors", "_solve", "_solve_backward", "_lookups",
+    "_graph", "_regions", "_moments", "moments", "_quotients", "_reuse", "_signal", "_predict", "_structure", "_mirrors", "_solve", "_solve_backward", "_lookups",
 ]  # fmt: skip
 EDGE = [
     "_inputs", "_nonlinearity", "_layouts", "_rng", "_shards", "_drawers", "_fill", "_preserve", "_record", "_aten", "_names",

@@ -456,3 +456,17 @@ def test_every_rule_has_a_case():
     mine = {index.__name__, scatter.__name__, write.__name__}
     for table, more in ((registry.FORWARD, NUMBERS), (registry.BACKWARD, set())):
         assert {op for op, r in table.items() if r.function.__module__ in mine} == ops | more
+
+
+def test_one_token_of_every_row():
+    """``x[arange(n), [i, i, ...]]`` is ``x[:, i]``: the gradient knows which position it came from."""
+    x, rows = full((3, 7, 5), 2.0), measured(np.arange(3))
+    same = [rows, measured(np.full(3, 4))]
+    y = registry.FORWARD["index"](x=x, indices=same, shapes=[(3, 5)])
+    assert y.dims == registry.FORWARD["select"](x=x, dim=1, index=4).dims
+    back = registry.BACKWARD["index"](grad=full((3, 5), 1.0), x=x, indices=same)["x"]
+    assert back.dims[1] == ((4, 1, 2),)
+    np.testing.assert_allclose(back.q[0, :3, 0], [0.0, 1.0, 0.0])
+    apart = [rows, measured(np.array([4, 4, 3]))]
+    even = registry.BACKWARD["index"](grad=full((3, 5), 1.0), x=x, indices=apart)["x"]
+    assert even.second_moment == pytest.approx(1 / 7)

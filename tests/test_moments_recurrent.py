@@ -68,6 +68,11 @@ def sequence(
     }  # fmt: skip
 
 
+def at_the_end(t, b, h):
+    """A gradient of the last state alone."""
+    return concatenated([constant((t - 1, b, h), 0.0), full((1, b, h), 1.0)], 0)
+
+
 def packed(op, sizes=(4, 3, 3, 1), c=10, h=24, directions=1):
     given = sequence(op, b=sizes[0], c=c, h=h, directions=directions)
     del given["x"], given["batch_first"]
@@ -102,6 +107,8 @@ CASES = [
     Case("lstm", sequence("lstm", projection=9), label="projection"),
     Case("lstm", sequence("lstm", batch_first=True, x=correlated(3, 7, 10)), label="batch-first"),
     Case("gru", sequence("gru", x=stratified(9, 3, 10, dim=0)), label="strata"),
+    # A gradient at the last time alone: the reverse direction's first step, where no state has been yet.
+    *(Case(op, sequence(op, directions=2, layers=2, t=20, h=16), label="read-at-the-end", grad=at_the_end(20, 3, 32)) for op in GATES),
     Case("rnn_relu", sequence("rnn_relu", t=1, b=1), label="one-step"),
     Case("gru", packed("gru", directions=2), label="packed-both-ways", rtol=0.08, grad_rtol=0.15),
     *(AnyCase("_pack_padded_sequence", {"x": correlated(*shape, mean=0.3), "lengths": ENDS, "batch_first": first},

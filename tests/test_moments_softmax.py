@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,17 @@ import pytest
 import torch
 
 from fanin._moments import concentration, masks, registry
-from fanin._moments.domain import Abstract, concatenated, drawn, full, merge_dim, reshaped, scaled
+from fanin._moments.domain import (
+    Abstract,
+    concatenated,
+    drawn,
+    full,
+    measured,
+    merge_dim,
+    reshaped,
+    scaled,
+    summed,
+)
 from fanin._moments.softmax import attention_weights, attention_weights_backward
 from monte_carlo import Case as AnyCase
 from monte_carlo import check_backward, check_forward
@@ -188,3 +199,15 @@ def test_rows_without_any_key_read_all_of_them():
     weights = attention_weights(HEADS.with_(allowed=allowed))
     assert np.isfinite(weights.q).all()
     assert weights.average_mean == pytest.approx(1 / 20)
+
+
+def test_masked_logits_keep_rows_that_sum_to_zero():
+    """Of a softmax's gradient, through ``masked_fill``: a bias on all logits of a row has none."""
+    allowed = np.arange(12) < np.array([[12], [5], [9], [7]])
+    mask, x = measured(~allowed), full((4, 12), 1.0)
+    z = registry.FORWARD["masked_fill"](x=x, mask=mask, value=-math.inf)
+    a = registry.FORWARD["softmax"](x=z, dim=-1)
+    g = registry.BACKWARD["softmax"](grad=full((4, 12), 1.0), output=a, dim=-1)["x"]
+    found = registry.BACKWARD["masked_fill"](grad=g, x=x, mask=mask, value=-math.inf)["x"]
+    assert found.second_moment == pytest.approx(g.second_moment)
+    assert abs(summed(found, [1]).second_moment) < 1e-9 * found.second_moment

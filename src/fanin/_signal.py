@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import _moments as _rules  # noqa: F401 - registers them
 from ._graph import Graph, Node, Ref, Value
-from ._moments.algebra import weighted_mean, weighted_mean_backward
+from ._moments.algebra import through, weighted_mean, weighted_mean_backward
 from ._moments.domain import (
     Abstract,
     added,
@@ -32,9 +32,11 @@ from ._moments.domain import (
 )
 from ._moments.gaussian import moments
 from ._moments.lines import Line
+from ._moments.notes import Factored, note_of
 from ._moments.registry import BACKWARD, FORWARD, Rule
 from ._moments.tilt import KEEPS, inherited
 from ._quotients import weighted_means
+from ._reuse import Uses
 
 Kernel = Callable[[Node, Mapping[str, Any]], Sequence[npt.NDArray]]
 
@@ -240,15 +242,23 @@ def backward(
     """
     grads = signals.grads
     grads.update(seeds)
+    uses = Uses(signals.graph, signals.values)
+    uses.start(seeds)
     owner: dict[int, int] = {}
     for index, x in signals.values.items():
         owner.setdefault(id(x), index)  # views may hand on the object itself: its maker comes first
     with np.errstate(all="ignore"):
         for position, node in reversed(list(enumerate(signals.graph.nodes))):
+            for i in node.outputs:
+                gain = uses.gain(i)
+                if gain > 1.001 and i in grads:
+                    grads[i] = scaled(grads[i], math.sqrt(gain)).plain()
             own = [grads.get(i) for i in node.outputs]
             if any(g is not None for g in own):
                 for index, grad in settle(position, node, _transposed(node, own, signals, owner)):
                     grads[index] = limited(added(grads[index], grad)) if index in grads else grad
+                    uses.see(node, index, grad)
+    uses.settle(grads)
     return signals
 
 
@@ -319,8 +329,14 @@ def _chained(
     if isinstance(f, Line):
         return index, limited(scaled(grad, f.slope).with_(chain=None))
     step = STEP * max(float(np.sqrt(base.second_moment)), 1e-15)
-    mean, q = moments(base, lambda z: (f(z + step) - f(z - step)) / (2 * step))
-    return index, limited(multiplied(grad, Abstract(base.dims, mean, q)))
+
+    def slope(z: npt.NDArray) -> npt.NDArray:
+        return np.asarray((f(z + step) - f(z - step)) / (2 * step))
+
+    note = note_of(grad, Factored)
+    if note is not None and note.base is base:  # a pool's, which flows to large elements
+        return index, limited(through(grad, base, slope).plain())
+    return index, limited(multiplied(grad, Abstract(base.dims, *moments(base, slope))))
 
 
 def _passed(

@@ -7,18 +7,31 @@ the other's rows (`algebra`).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from .._activations import nonlinearity
 from .algebra import gradient_scaled, plus, product_gradients, through, times, unbroadcast
 from .bivariate import Function2, joint, through_either
-from .domain import Abstract, aligned, concatenated, cut, full, merge_dim, multiplied, uniform
+from .domain import (
+    Abstract,
+    aligned,
+    concatenated,
+    cut,
+    full,
+    mean_over,
+    merge_dim,
+    multiplied,
+    uniform,
+)
 from .elementary import root
 from .gaussian import pointwise
 from .kin import Operand
-from .masks import additive
+from .masks import additive, in_blocks
+from .notes import Reduction, linear, note_of
 from .registry import backward, forward
+from .rows import with_mean
 from .strata import Array
 
 Gradients = dict[str, Abstract]
@@ -81,13 +94,20 @@ def rsub_backward(grad: Abstract, x: Abstract, other: Operand, alpha: float = 1.
 
 @forward("mul", "multiply")
 def mul(x: Operand, other: Operand) -> Abstract:
-    """x y: second moments multiply."""
-    return times(x, other)
+    """x y: second moments multiply; by a known mask block by block."""
+    return times(*_in_blocks(x, other))
+
+
+def _in_blocks(x: Operand, other: Operand) -> tuple[Operand, Operand]:
+    if isinstance(x, Abstract) and isinstance(other, Abstract):
+        return (x, in_blocks(other)) if x.known is None else (in_blocks(x), other)
+    return x, other
 
 
 @backward("mul", "multiply")
 def mul_backward(grad: Abstract, x: Operand, other: Operand) -> Gradients:
     """g y and g x; of a norm written out, `algebra.product_gradients`."""
+    x, other = _in_blocks(x, other)
     if isinstance(x, Abstract) and isinstance(other, Abstract):
         to_x, to_other = product_gradients(grad, x, other)
         return returned(x=(x, to_x), other=(other, to_other))
@@ -115,10 +135,13 @@ def div(x: Operand, other: Operand, rounding_mode: str | None = None) -> Abstrac
 def div_backward(
     grad: Abstract, x: Operand, other: Operand, output: Abstract, rounding_mode: str | None = None
 ) -> Gradients:
-    """g / y and -g x / y^2; nothing through a rounding."""
+    """g / y and -g x / y^2; nothing through a rounding; `_to_shares` where y is the sum of x."""
     if rounding_mode is not None:
         return {}
     over = inverse(other)
+    dims = _summed_along(x, other)
+    if dims and isinstance(x, Abstract):
+        return returned(x=(x, _by(_to_shares(grad, output, dims), over)))
     if not isinstance(other, Abstract) or not isinstance(over, Abstract):
         return returned(x=(x, _by(grad, over)))
     if isinstance(x, Abstract):
@@ -127,6 +150,29 @@ def div_backward(
             return returned(x=(x, to_x))
     slope = through(grad, times(output, over))
     return returned(x=(x, _by(grad, over)), other=(other, gradient_scaled(slope, -1.0)))
+
+
+def _summed_along(x: Operand, total: Operand) -> list[int]:
+    """The axes of which ``total`` is the sum of x, kept with length 1."""
+    note = note_of(total, Reduction) if isinstance(total, Abstract) else None
+    if note is None or not isinstance(x, Abstract) or note.of is not x or note.centred:
+        return []
+    assert isinstance(total, Abstract)
+    if len(total.dims) != len(x.dims) or linear(note.f) != (note.count, 0.0):
+        return []
+    return [d for d, (n, m) in enumerate(zip(x.shape, total.shape, strict=True)) if m == 1 < n]
+
+
+def _to_shares(grad: Abstract, shares: Abstract, dims: Sequence[int]) -> Abstract:
+    """g_i - sum_k g_k p_k of shares p that sum to 1, as a softmax's gradient has it.
+
+    With E p = 1/n: G - 2 mean_k G + sum_kl G_kl E p_k p_l.
+    """
+    g, p = aligned([grad.plain(), shares.plain()])
+    n = math.prod(g.shape[d] for d in dims)
+    centred = with_mean(g, dims, 1.0, -1.0)
+    met = mean_over(Abstract(g.dims, g.mean, g.q * (n * n * p.q - 1.0)), dims)
+    return Abstract(g.dims, centred.mean, centred.q + met, noise=grad.noise)
 
 
 @forward("addcmul")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from .algebra import plus, through, times, unbroadcast
 from .arithmetic import BINARY, Gradients, mixed, returned
@@ -19,7 +20,7 @@ from .bivariate import joint, through_either
 from .domain import Abstract, constant, expanded, full, measured, multiplied
 from .gaussian import pointwise
 from .kin import Operand, certain
-from .masks import BLOCKING
+from .masks import BLOCKING, in_blocks
 from .notes import linear, unchained
 from .pointwise import clipped
 from .registry import backward, forward
@@ -144,9 +145,26 @@ def _allowing(x: Abstract, condition: Abstract, *, flip: bool) -> Abstract:
 
 @backward("where")
 def where_backward(grad: Abstract, condition: Abstract, x: Operand, other: Operand) -> Gradients:
-    """c g and (1 - c) g."""
+    """c g and (1 - c) g.
+
+    Where one side is hugely negative, the other's g is 0 already wherever it was not taken: `where`
+    told the softmax that reads it, and rows of its gradient sum to 0 over what is allowed. Rows
+    where nothing is allowed are the exception: a softmax spreads evenly there.
+    """
+    for name, chosen, blocked in (("other", other, x), ("x", x, other)):
+        if isinstance(chosen, Abstract) and _blocks(blocked) and condition.known is not None:
+            taken = condition.known.astype(bool) == (name == "x")
+            return returned(**{name: (chosen, _on_rows(grad.plain(), taken))})
     c = truth(condition)
     return returned(x=(x, through(grad, c)), other=(other, through(grad, plus(1.0, c, 1.0, -1.0))))
+
+
+def _on_rows(grad: Abstract, taken: npt.NDArray[np.bool_]) -> Abstract:
+    """The gradient where a row along the last axis has anything taken, 0 elsewhere."""
+    if taken.ndim == 0:
+        return grad
+    rows = np.asarray(taken.any(axis=-1, keepdims=True))
+    return grad if rows.all() else multiplied(grad, in_blocks(measured(rows)).plain())
 
 
 @forward("masked_fill")
@@ -159,7 +177,8 @@ def masked_fill(x: Abstract, mask: Abstract, value: Operand) -> Abstract:
 def masked_fill_backward(grad: Abstract, x: Abstract, mask: Abstract, value: Operand) -> Gradients:
     """(1 - c) g."""
     found = where_backward(grad, mask, value, x)
-    return {"x": found["other"], **({"value": found["x"]} if "x" in found else {})}
+    names = {"x": "value", "other": "x"}
+    return {names[name]: g for name, g in found.items()}
 
 
 @forward("clamp", "clip")

@@ -15,7 +15,7 @@ from typing import Any
 from .domain import Abstract, added, contracted, limited, reshaped, scaled, summed
 from .labels import Labels, inner_labels, kron_labels, matmul_labels, outer_labels, tensordot_labels
 from .registry import backward, forward
-from .tilt import Image, Logits, logits, with_tilt
+from .tilt import Image, Logits, logits, with_echo, with_tilt
 from .width import fluctuation
 
 # two operands -------------------------------------------------------------------------------------
@@ -85,12 +85,19 @@ def linear(x: Abstract, weight: Abstract, bias: Abstract | None = None) -> Abstr
 
 @backward("linear")
 def linear_backward(
-    grad: Abstract, x: Abstract, weight: Abstract, bias: Abstract | None = None
+    grad: Abstract,
+    x: Abstract,
+    weight: Abstract,
+    output: Abstract,
+    bias: Abstract | None = None,
 ) -> dict[str, Abstract]:
-    """dL/dx = g W; dL/dW = g^T x over all samples and positions; dL/db = the sum of g."""
+    """dL/dx = g W; dL/dW = g^T x over all samples and positions; dL/db = the sum of g.
+
+    Where the output is keys, g follows x (`tilt`).
+    """
     labels = linear_labels(len(x.dims), len(weight.dims) > 1)
     gx, gw = factors_of(grad, x, weight, labels)
-    found = {"x": gx, "weight": gw}
+    found = {"x": gx, "weight": with_echo(gw, output)}
     if bias is not None:
         found["bias"] = collected(grad, bias.shape)
     return found

@@ -32,7 +32,7 @@ from .labels import Label
 from .notes import Filtered
 from .registry import backward, forward
 from .taps import MOST_SEGMENTS, Taps, unfolding
-from .tilt import Image
+from .tilt import Image, with_echo
 from .width import fluctuation
 
 Sizes = Sequence[int] | int
@@ -276,7 +276,8 @@ def _channelwise(shape: Geometry, y: Abstract, x: Abstract, weight: Abstract) ->
 def conv_backward(**given: Any) -> dict[str, Abstract]:
     """The convolution turned round; for the weight a sum over samples and positions."""
     shape = geometry_of(given)
-    return convolved_backward(given["grad"], given["x"], given["weight"], given.get("bias"), shape)
+    found = convolved_backward(given["grad"], given["x"], given["weight"], given.get("bias"), shape)
+    return {**found, "weight": with_echo(found["weight"], given["output"])}
 
 
 _TO_CHANNELS, _FROM_CHANNELS = (1, 2, 0), (2, 0, 1)  # time, batch, channel <-> batch, channel, time

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from .domain import (
 )
 from .indexing import coincidence, gathered, given_back, integers, is_mask, places, scattered, taken
 from .maps import carried, joined
-from .registry import backward, forward
+from .registry import BACKWARD, FORWARD, backward, forward
 from .strata import Array, Dims
 
 Shapes = Sequence[tuple[int, ...]]
@@ -124,6 +124,9 @@ def index(x: Abstract, indices: Sequence[Abstract | None], shapes: Shapes) -> Ab
     """Two results are one number as often as their indices agree."""
     if all(i is None for i in indices):
         return x.plain()
+    at = _same_place(x, indices)
+    if at is not None:
+        return cast("Abstract", FORWARD["select"](x=x, dim=1, index=at, op="select"))
     reading = Reading(x, indices, shapes[0])
     turned = permuted(x, reading.order)
     joint = reading.joint
@@ -133,6 +136,20 @@ def index(x: Abstract, indices: Sequence[Abstract | None], shapes: Shapes) -> Ab
     one = _pairwise(turned, reading)
     means = np.ones((1, 1))
     return carried(one, reading.at, table, means, new)
+
+
+def _same_place(x: Abstract, indices: Sequence[Abstract | None]) -> int | None:
+    """The position that ``x[arange(n), [i, i, ...]]`` reads in every row: pooling at a known token."""
+    if len(indices) != 2 or len(x.dims) < 2 or indices[0] is None or indices[1] is None:
+        return None
+    rows, columns = indices[0].known, indices[1].known
+    if rows is None or columns is None or {rows.dtype.kind, columns.dtype.kind} != {"i"}:
+        return None
+    if rows.shape != x.shape[:1] or columns.shape != rows.shape or columns.size == 0:
+        return None
+    if (columns != columns[0]).any() or not np.array_equal(rows, np.arange(len(rows))):
+        return None
+    return int(columns[0]) % x.shape[1]
 
 
 def _pairwise(x: Abstract, reading: Reading) -> Abstract:
@@ -151,6 +168,9 @@ def index_back(grad: Abstract, x: Abstract, indices: Sequence[Abstract | None]) 
     """The gradients added up at the places that were read."""
     if all(i is None for i in indices):
         return {"x": grad}
+    at = _same_place(x, indices)
+    if at is not None:
+        return dict(BACKWARD["select"](grad=grad, x=x, dim=1, index=at, op="select"))
     return {"x": added_up(grad, Reading(x, indices, grad.shape))}
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from . import strata
 from .domain import Abstract, measured
-from .strata import Array, Atom, Index
+from .strata import Array, Atom, Dims, Index
 
 LEVELS = 5  # of the number of allowed keys, beyond the first
 MOST_RUNS = 8
@@ -262,3 +262,40 @@ def additive(x: Abstract, sign: float = 1.0) -> Abstract:
     if x.known is None:
         return x
     return _split(Identity(x.known), sign) or x
+
+
+RUNS = 4  # of one axis, in a mask that is followed block by block
+
+
+@lru_cache(maxsize=16)
+def _blocks(numbers: Identity) -> Abstract | None:
+    array = np.asarray(numbers.array)
+    if array.dtype.kind not in "fb" or not 0 < array.size <= 1 << 18 or array.all():
+        return None
+    if not np.isin(array, (0, 1)).all():
+        return None
+    cuts = []
+    for axis, n in enumerate(array.shape):
+        steps = np.diff(array.astype(np.int8), axis=axis)
+        at = np.flatnonzero(steps.any(axis=tuple(a for a in range(array.ndim) if a != axis))) + 1
+        if len(at) >= RUNS:
+            return None
+        cuts.append([0, *at.tolist(), n])
+    wide = [axis for axis, n in enumerate(array.shape) if n > 1]
+    dims: Dims = tuple(
+        (tuple(np.diff(c).tolist()),) if n > 1 else ()
+        for c, n in zip(cuts, array.shape, strict=True)
+    )
+    mean = array[np.ix_(*(c[:-1] for c in cuts))].astype(float)
+    mean = mean.reshape([len(cuts[axis]) - 1 for axis in wide])
+    made = Abstract(dims, mean, mean)
+    made.q = made.lifted(strata.left) * made.lifted(strata.right)
+    return made
+
+
+def in_blocks(x: Abstract) -> Abstract:
+    """A known mask of zeros and ones by runs of rows and columns, exactly; any other tensor as it is.
+
+    Padding that is multiplied away leaves rows of zeros, which a norm behind them tells from the rest.
+    """
+    return x if x.known is None else _blocks(Identity(x.known)) or x

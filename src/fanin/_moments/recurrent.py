@@ -114,7 +114,8 @@ def recurrent(**given: Any) -> list[Abstract]:
     out = _joined([layer.output for layer in last])
     if given.get("batch_first"):
         out = permuted(out, (1, 0, 2))
-    out.note = (Recurrence(layers), *(n for n in (note_of(out, Timed),) if n is not None))
+    timed = note_of(out, Timed) if "data" in given else None
+    out.note = (Recurrence(layers), *(() if timed is None else (timed,)))
     ends = [[layer.last for layer in layers]]
     if given["op"] == "lstm":
         ends.append([layer.memory for layer in layers])
@@ -129,6 +130,8 @@ def recurrent_backward(**given: Any) -> dict[str, Any]:
     directions = 2 if given["bidirectional"] else 1
     grads = list(given["grads"])
     flowing = grads[0]
+    if flowing is not None and "data" not in given:
+        flowing = flowing.plain()
     if flowing is not None and given.get("batch_first"):
         flowing = permuted(flowing, (1, 0, 2))
     params: list[list[Abstract]] = []
@@ -150,6 +153,8 @@ def recurrent_backward(**given: Any) -> dict[str, Any]:
                 flowing, kept(flowing.shape, float(given["dropout"]), len(flowing.dims))
             )
     assert flowing is not None
+    if "data" not in given:
+        flowing = flowing.plain()
     if given.get("batch_first"):
         flowing = permuted(flowing, (1, 0, 2))
     hx = [x[0] if len(x) == 1 else concatenated(x, 0) for x in map(list, zip(*states, strict=True))]

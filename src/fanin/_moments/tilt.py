@@ -10,6 +10,14 @@ makes it small:
 K the variance of a row's logits, V that of values within a sequence, n how many independent numbers x_j
 has. For one stream of cosine r, width d and logit variance (1 - r) s^4 this is (1 - r)^2 s^4 (1 - P) / d.
 
+Backward, the gradient of key j is sum_i A_ij q_i (v_j - sum_k A_ik v_k) . g_i: linear in x_j. So W_k's
+gradient sum_ij q_i (dL/dz_ij x_j)' sums a product that has a mean: sum_j dL/dz_ij x_j is (1 - P) C W_v' g_i
+beside what independent x_j give, C^2 |W_v' g_i|^2 P. Its second moment is
+
+    1 + (1 - P) / (n P)
+
+times that of independent factors, 1 + T / n for T tokens that are attended to evenly.
+
 `Abstract.source` says which tensors share what: `contract.linear` writes it, `inherited` passes it on.
 """
 
@@ -38,17 +46,20 @@ from .domain import (
 from .strata import Array, Dim
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Image:
     """What a fresh linear map of ``of`` along one axis makes.
 
     Args:
         of: the tensor that is mapped.
         channels: its axis; where it is the second, all after it are positions.
+        echo: what the map's gradient has, as a second moment, over that of a gradient that is
+            independent of ``of``; an attention that reads it as keys writes it (`echoed`).
     """
 
     of: Abstract
     channels: int = -1
+    echo: float = 1.0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -124,7 +135,26 @@ def with_tilt(out: Abstract, weights: Abstract, value: Abstract, source: Logits 
         return out
     part = aimed(source.query, source.key, value, source.scale)
     rest = unspent(weights)
+    image, read = source.key.source, value.source
+    if isinstance(image, Image) and image is not read:
+        image.echo = echoed(rest.average_mean, image)
     return limited(_plus(out, multiplied(part, rest)))
+
+
+def echoed(rest: float, image: Image) -> float:
+    """1 + (1 - P) / (n P): a key matrix's gradient over that of keys independent of the values.
+
+    Args:
+        rest: 1 - P, P = sum_j A_j^2 the average over queries.
+        image: the keys.
+    """
+    return 1.0 + rest / (max(1.0 - rest, 1e-9) * independent_numbers(image.of, image.channels))
+
+
+def with_echo(grad: Abstract, output: Abstract) -> Abstract:
+    """A linear map's weight gradient, times the `Image.echo` of its output."""
+    echo = output.source.echo if isinstance(output.source, Image) else 1.0
+    return grad if echo == 1.0 else grad.with_(mean=grad.mean * math.sqrt(echo), q=grad.q * echo)
 
 
 def share_tokens(key: Abstract, value: Abstract) -> bool:

@@ -107,7 +107,7 @@ def mirrored(q: Array, t: int, row: Array) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Timed:
-    """A note on packed sequences, whose places have no axis of times: what is known of them by time.
+    """A note on what is known by time, which the tensor's own axes have in bins or not at all.
 
     Args:
         q: E x_t x_s, (times, times, same or other sample, same or other unit).
@@ -233,17 +233,28 @@ class Grid:
 
     def read(self, x: Abstract, *, backwards: bool = False) -> tuple[Array, Array]:
         """(E x_t x_s, E x_t) of a tensor (time, batch, units), or from the end."""
-        q, mean = unrolled(x, self.steps)
+        timed = note_of(x, Timed)
+        if timed is not None and len(timed.mean) == self.length:
+            q, mean = timed.q, timed.mean
+        else:
+            q, mean = unrolled(x, self.steps)
         return (q[::-1, ::-1].copy(), mean[::-1].copy()) if backwards else (q, mean)
 
     def write(self, q: Array, mean: Array, units: int, *, backwards: bool) -> Abstract:
-        """A tensor (time, batch, units) of moments over pairs of steps, its times in `bins`."""
+        """A tensor (time, batch, units) of moments over pairs of steps, its times in `bins`.
+
+        Bins are fine at the start alone; a gradient that enters at the end needs `Timed`.
+        """
+        timed = Timed(q[::-1, ::-1], mean[::-1]) if backwards else Timed(q, mean)
         atom, own, pairs = _averages(self.length, self.steps)
         means, tables = own @ mean, (pairs @ q.reshape(-1, 4)).reshape(-1, 2, 2)
         if backwards:
             atom, means, tables = _reversed(atom, means, tables)
         out = tensor(tables, means, (atom,) if self.length > 1 else (), self.batch, units)
-        return limited(tidy(out, 1e-3, [0])) if self.length > 1 else out
+        out = limited(tidy(out, 1e-3, [0])) if self.length > 1 else out
+        if self.length == self.steps:
+            out.note = (timed,)
+        return out
 
     def last(self, q: Array, mean: Array, units: int) -> Abstract:
         """The last step's tensor, (1, batch, units)."""
