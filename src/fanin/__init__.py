@@ -43,14 +43,16 @@ if TYPE_CHECKING:
     from ._nonlinearity import gain as gain
     from ._nonlinearity import register_nonlinearity as register_nonlinearity
     from ._plan import InitPlan as InitPlan
-    from ._plan import Packed as Packed
     from ._plan import PlanDiff as PlanDiff
-    from ._plan import Row as Row
     from ._probe import probe as probe
     from ._report import Finding as Finding
     from ._report import Layer as Layer
     from ._report import Signal as Signal
     from ._report import SignalReport as SignalReport
+    from ._rows import Packed as Packed
+    from ._rows import Row as Row
+    from ._shards import FlatRange as FlatRange
+    from ._shards import IndexVectors as IndexVectors
 
 # Where each public name lives. They are imported on first use (PEP 562), so that `fanin --help`
 # does not wait for torch.
@@ -58,6 +60,8 @@ _HOME = {
     "Fan": "_fans",
     "FaninError": "_errors",
     "Finding": "_report",
+    "FlatRange": "_shards",
+    "IndexVectors": "_shards",
     "InitPlan": "_plan",
     "Inputs": "_inputs",
     "InvalidValueError": "_errors",
@@ -65,10 +69,10 @@ _HOME = {
     "Limits": "_findings",
     "MissingExtraError": "_errors",
     "ModelError": "_errors",
-    "Packed": "_plan",
+    "Packed": "_rows",
     "PlanDiff": "_plan",
     "PlanError": "_errors",
-    "Row": "_plan",
+    "Row": "_rows",
     "Signal": "_report",
     "SignalReport": "_report",
     "Spec": "_layouts",
