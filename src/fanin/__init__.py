@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import schemes as schemes
     from ._api import initialize_ as initialize_
     from ._api import plan as plan
+    from ._buffers import register_buffers as register_buffers
     from ._calibrate import lsuv_ as lsuv_
     from ._check import check as check
     from ._errors import FaninError as FaninError
@@ -88,6 +89,7 @@ _HOME = {
     "lsuv_": "_calibrate",
     "plan": "_api",
     "probe": "_probe",
+    "register_buffers": "_buffers",
     "register_module": "_layouts",
     "register_nonlinearity": "_nonlinearity",
 }

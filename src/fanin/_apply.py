@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -174,7 +175,7 @@ def _writes(place: Place, seed: int) -> list[Callable[[], object]]:
     """What writes a row; everything that could fail halfway is asked here, before the first write."""
     row, slot, held = place
     if isinstance(row.distribution, Kept):
-        _check_kept(row, slot)
+        check_kept(row, slot)
         return []
     if slot.through:
         check_parametrization(slot)
@@ -222,7 +223,14 @@ def row_writes(
     ]
 
 
-def _check_kept(row: Row, slot: Slot) -> None:
+def write_row(place: Place, seed: int) -> None:
+    """Write one row, once it is checked."""
+    for write in _writes(place, seed):
+        write()
+
+
+def check_kept(row: Row, slot: Slot) -> None:
+    """A row that keeps its values needs some."""
     if slot.tensor.is_meta:
         raise ModelError(
             f"{row.name} is to keep its present values, but it is on the meta device and has none. "
@@ -258,7 +266,20 @@ def _write_through(row: Row, slot: Slot, seed: int) -> None:
     target = torch.empty_like(slot.tensor)
     for write in row_writes(row, target, seed):
         write()
-    write_through(slot, target)
+    # An inverse may draw, as torch's orthogonal does to complete a base.
+    with own_random_state(Stream(row.name, seed).words[0]):
+        write_through(slot, target)
+
+
+@contextmanager
+def own_random_state(seed: int) -> Iterator[None]:
+    """What is drawn from the CPU's generator inside depends on the seed; outside nothing changes."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def write_through(slot: Slot, value: Tensor) -> None:
