@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from ._fans import Fan as Fan
     from ._fill import fill_ as fill_
     from ._findings import Limits as Limits
+    from ._grow import grow_ as grow_
     from ._inputs import Inputs as Inputs
     from ._layouts import Spec as Spec
     from ._layouts import fan_of as fan_of
     from ._layouts import register_module as register_module
+    from ._no_init import no_init as no_init
     from ._nonlinearity import depth_scales as depth_scales
     from ._nonlinearity import edge_of_chaos as edge_of_chaos
     from ._nonlinearity import gain as gain
@@ -85,8 +87,10 @@ _HOME = {
     "fan_of": "_layouts",
     "fill_": "_fill",
     "gain": "_nonlinearity",
+    "grow_": "_grow",
     "initialize_": "_api",
     "lsuv_": "_calibrate",
+    "no_init": "_no_init",
     "plan": "_api",
     "probe": "_probe",
     "register_buffers": "_buffers",

@@ -15,7 +15,7 @@ from ._fill import prepared, prepared_shards
 from ._rng import Stream
 from ._roles import Slot, canonical, slots_of
 from ._rows import tiles
-from ._shards import Held, is_dtensor, shards_of
+from ._shards import Held, Shard, is_dtensor, shards_of
 from .distributions import Distribution, Kept
 
 if TYPE_CHECKING:
@@ -206,7 +206,14 @@ def row_writes(
             raise ModelError(
                 f"it holds a part of {list(shard.shape)}, the plan says {list(row.shape)}."
             )
-    parts = [(row.distribution, whole, row.name)]
+    return shard_writes(row, tensor, whole, seed, empty=empty)
+
+
+def shard_writes(
+    row: Row, tensor: Tensor, whole: Sequence[Shard], seed: int, *, empty: bool = False
+) -> list[Callable[[], object]]:
+    """The same for these parts of ``tensor`` alone."""
+    parts = [(row.distribution, list(whole), row.name)]
     if row.packed:
         slices = [
             (

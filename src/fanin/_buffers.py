@@ -247,7 +247,7 @@ def _rebuilt(module: nn.Module) -> dict[str, Tensor]:
     """The buffers of the same module, constructed anew on the CPU.
 
     Only for one without parameters and children, all of whose constructor's arguments it keeps as
-    attributes of the same names; the new one must agree with it in every plain attribute.
+    attributes of the same names; it must agree with the new one in every plain attribute of that.
     """
     kind = type(module)
     taken = list(inspect.signature(kind.__init__).parameters.values())[1:]
@@ -255,6 +255,6 @@ def _rebuilt(module: nn.Module) -> dict[str, Tensor]:
     if module._parameters or module._modules or any(p.name not in held for p in taken):  # noqa: SLF001
         return {}
     made = kind(**{p.name: held[p.name] for p in taken})
-    plain = {n: v for n, v in held.items() if isinstance(v, _PLAIN) and n != "training"}
-    same = all(n in vars(made) and vars(made)[n] == v for n, v in plain.items())
+    plain = {n: v for n, v in vars(made).items() if isinstance(v, _PLAIN) and n != "training"}
+    same = all(n in held and held[n] == v for n, v in plain.items())
     return {n: b for n, b in made._buffers.items() if b is not None} if same else {}  # noqa: SLF001

@@ -50,14 +50,23 @@ class Shard:
 
         One shard, but for indices that leave and enter the slice again; an empty one for none.
         """
-        index = vector(self.axes[dim])
         shape = (*self.shape[:dim], stop - start, *self.shape[dim + 1 :])
-        found = []
-        for first, length in _stretches((index >= start) & (index < stop)):
-            local = self.local.narrow(dim, first, length)
-            axis = as_range(index[first : first + length] - start)
-            found.append(Shard(local, (*self.axes[:dim], axis, *self.axes[dim + 1 :]), shape))
-        return found
+        return [
+            Shard(s.local, _with(s.axes, dim, vector(s.axes[dim]) - start), shape)
+            for s in self.within(dim, start, stop)
+        ]
+
+    def within(self, dim: int, start: int, stop: int) -> list[Shard]:
+        """The same in the whole's coordinates."""
+        index = vector(self.axes[dim])
+        return [
+            Shard(
+                self.local.narrow(dim, first, length),
+                _with(self.axes, dim, index[first : first + length]),
+                self.shape,
+            )
+            for first, length in _stretches((index >= start) & (index < stop))
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +286,10 @@ def as_range(index: npt.NDArray[np.int64]) -> Index:
     first, last = int(index[0]), int(index[-1])
     consecutive = last - first == index.size - 1 and bool((np.diff(index) == 1).all())
     return range(first, last + 1) if consecutive else index
+
+
+def _with(axes: tuple[Index, ...], dim: int, index: npt.NDArray[np.int64]) -> tuple[Index, ...]:
+    return (*axes[:dim], as_range(index), *axes[dim + 1 :])
 
 
 def vector(index: Index) -> npt.NDArray[np.int64]:
