@@ -2,6 +2,8 @@
 
     python tests/ranks.py WORLD [SCENARIO ...]
 
+    python tests/ranks.py --recipe WORLD NUMBER      a script of docs/scale.md, as torchrun would run it
+
 Forks WORLD ranks, has each run the scenarios of that world, and prints rank 0's findings as JSON:
 {scenario: "equal" or what is wrong}. Each rank has another torch seed, memory is poisoned with NaN,
 and whole tensors are gathered by torch, which knows nothing of fanin.
@@ -12,10 +14,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import socket
 import sys
 import tempfile
 import traceback
 import warnings
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -442,21 +447,60 @@ def rank_main(rank, world, store, chosen):
     dist.destroy_process_group()
 
 
+def forked(world, run):
+    """The worst exit code of ``run(rank)`` in a process of its own for each rank."""
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            try:
+                run(rank)
+                os._exit(0)
+            except SystemExit as done:
+                os._exit(int(done.code or 0))
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
 def main(world, chosen):
     with tempfile.TemporaryDirectory() as folder:
-        children = []
-        for rank in range(world):
-            child = os.fork()
-            if child == 0:
-                try:
-                    rank_main(rank, world, f"{folder}/store", chosen)
-                    os._exit(0)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-            children.append(child)
-        return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        return forked(world, lambda rank: rank_main(rank, world, f"{folder}/store", chosen))
+
+
+def recipes():
+    """The scripts of docs/scale.md, in order."""
+    page = Path(__file__).parents[1] / "docs" / "scale.md"
+    return re.findall(
+        r"^```py\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def recipe(world, number):
+    code = compile(recipes()[number], f"recipe {number}", "exec")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def run(rank):
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
+        torch.manual_seed(1000 + rank)
+        exec(code, {"__name__": "__main__"})
+
+    return forked(world, run)
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "--recipe":
+        sys.exit(recipe(int(sys.argv[2]), int(sys.argv[3])))
     sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
