@@ -154,6 +154,44 @@ def test_dtypes(dtype):
     assert {t.dtype for t in tensors(model).values()} == {dtype, torch.int64}
 
 
+def test_wrappers_and_order_change_nothing():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    def make():
+        return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)))
+
+    whole, model = make(), on_meta(make)
+    plan = fanin.initialize_(whole, scheme="kaiming", seed=5)
+    model[0], model[1] = torch.compile(model[0]), checkpoint_wrapper(model[1])
+    plan.materialize_(model, seed=5)
+    for found, expected in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    plan.verify(model, seed=5)
+    backwards = make()
+    for name in reversed(plan.names):
+        torch.randn(3)
+        plan.fill_(backwards, seed=5, only=[name])
+    for found, expected in zip(backwards.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_missing_keys_of_a_state_dict():
+    """Wrapped names and buffers are understood; a value does not depend on what else is missing."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    plan = fanin.initialize_(model, scheme="kaiming", seed=5)
+    whole = {n: t.clone() for n, t in model.state_dict().items()}
+    with torch.no_grad():
+        model[0].weight.zero_()
+    plan.fill_(
+        torch.compile(model), seed=5, only=["_orig_mod.0.weight", "_orig_mod.1.running_mean"]
+    )
+    assert all(torch.equal(t, whole[n]) for n, t in model.state_dict().items())
+    plan.fill_(model, seed=6, only=[])
+    assert all(torch.equal(t, whole[n]) for n, t in model.state_dict().items())
+    with pytest.raises(PlanError, match=r"'0\.wieght' matches no parameter"):
+        plan.fill_(model, only=["0.wieght"])
+
+
 # buffers --------------------------------------------------------------------------------------
 
 

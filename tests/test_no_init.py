@@ -99,6 +99,13 @@ def test_draws_of_all_kinds(draw):
                 draw(model.weight)
 
 
+def test_memory_of_a_parameter_that_is_gone_is_free():
+    with fanin.no_init():
+        for _ in range(20):
+            nn.Linear(64, 64)
+            assert torch.empty(64, 64).normal_().std() > 0.5
+
+
 def test_outside_and_beside_all_is_as_ever():
     with fanin.no_init() as skipped:
         free = torch.empty(100).normal_()

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanin._plan import InitPlan
-from fanin._rows import Packed, Row
 from fanin._report import Coverage, Finding, Layer, Signal, SignalReport
+from fanin._rows import Packed, Row
 from fanin._text import (
     diff_text,
     drawn,

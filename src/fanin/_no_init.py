@@ -57,12 +57,19 @@ class Skipped:
         """Whether a draw into ``tensor`` is skipped: a parameter's memory, or a part of it."""
         if not isinstance(tensor, Tensor) or tensor.is_meta or is_lazy(tensor):
             return False
-        parameter = isinstance(tensor, nn.Parameter) or _address(tensor) in self._memory
+        parameter = isinstance(tensor, nn.Parameter) or self._is_part(tensor)
         return (
             parameter
             and (tensor.is_floating_point() or tensor.is_complex())
             and bool(tensor.numel())
         )
+
+    def _is_part(self, tensor: Tensor) -> bool:
+        """Whether it lies in the memory of a parameter that is still there."""
+        address = _address(tensor)
+        known = self._memory.get(address)
+        parameter = None if known is None else known()
+        return parameter is not None and _address(parameter) == address
 
     def marks(self, tensor: Tensor) -> None:
         """Count it, and put NaN where `_unwritten` looks."""
@@ -75,7 +82,9 @@ class Skipped:
 
     def pending(self, tensor: Any) -> bool:
         """Whether this tensor's draw was skipped and nothing has been written since."""
-        known = self._alive.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        if not isinstance(tensor, Tensor):
+            return False
+        known = self._alive.get(id(tensor))
         return known is not None and known() is tensor and _unwritten(tensor)
 
     def left(self) -> list[str]:
