@@ -141,6 +141,20 @@ def test_tensors_that_hold_numbers_keep_them():
     assert torch.equal(model[2].weight, expected)
 
 
+def test_parts_of_megatron_s_kind():
+    whole, plan = nn.Linear(6, 8), fanin.plan(nn.Linear(6, 8), scheme="kaiming")
+    plan.fill_(whole, seed=3)
+    part = on_meta(lambda: nn.Linear(6, 4))
+    rows = [2, 3, 6, 7]
+    held = {
+        "weight": fanin.IndexVectors((8, 6), (rows, range(6))),
+        "bias": fanin.IndexVectors((8,), (rows,)),
+    }
+    plan.materialize_(part, seed=3, held=held)
+    assert torch.equal(part.weight, whole.weight[rows])
+    assert torch.equal(part.bias, whole.bias[rows])
+
+
 def test_a_part_of_a_plan_leaves_the_rest_on_meta():
     model = on_meta(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
     fanin.plan(model).select("0.*").materialize_(model)

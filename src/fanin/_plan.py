@@ -271,7 +271,11 @@ class InitPlan:
         return apply_plan_(self, model, seed=seed, only=only, held=held)
 
     def materialize_(
-        self, model: torch.nn.Module, seed: int = 0, device: torch.device | str | None = None
+        self,
+        model: torch.nn.Module,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        held: Mapping[str, Held] | None = None,
     ) -> torch.nn.Module:
         """Allocate and write all of ``model`` that is on the meta device; see docs/scale.md.
 
@@ -282,6 +286,7 @@ class InitPlan:
             model: on the meta device in whole or in part; plain, or sharded by FSDP2 or tensor parallel.
             seed: 0 <= seed < 2^64.
             device: where to allocate; None for each mesh's own, and the CPU for what is on none.
+            held: see `fill_`.
 
         Returns:
             ``model``.
@@ -292,7 +297,7 @@ class InitPlan:
         """
         from ._materialize import materialize_  # noqa: PLC0415
 
-        return materialize_(self, model, seed=seed, device=device)
+        return materialize_(self, model, seed=seed, device=device, held=held)
 
     def fingerprint(self, seed: int = 0) -> dict[str, int]:
         """Name -> 64 bits that any change of a value changes; drawn here, without a model.

@@ -93,7 +93,7 @@ class IndexVectors:
 
     def __post_init__(self) -> None:
         shape = _shape(self.shape)
-        axes = tuple(as_range(np.asarray(axis, dtype=np.int64)) for axis in self.axes)
+        axes = tuple(map(_index, self.axes))
         bad = [d for d, (a, n) in enumerate(zip(axes, shape, strict=False)) if not _within(a, n)]
         if len(axes) != len(shape) or bad:
             raise InvalidValueError(
@@ -297,6 +297,12 @@ def vector(index: Index) -> npt.NDArray[np.int64]:
     return np.arange(index.start, index.stop, index.step) if isinstance(index, range) else index
 
 
+def _index(axis: Sequence[int] | Index) -> Index:
+    if isinstance(axis, range) and axis.step == 1:
+        return axis
+    return as_range(np.asarray(axis, dtype=np.int64))
+
+
 def _stretches(inside: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """(position, length) of each run of True; (0, 0) where there is none.
 
@@ -345,4 +351,7 @@ def _shape(given: Sequence[int]) -> tuple[int, ...]:
 
 
 def _within(axis: Index, length: int) -> bool:
-    return not len(axis) or (min(axis) >= 0 and max(axis) < length)
+    if not len(axis):
+        return True
+    ends = (axis[0], axis[-1]) if isinstance(axis, range) else (axis.min(), axis.max())
+    return ends[0] >= 0 and ends[1] < length

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -42,9 +43,12 @@ def _drawn(row: Row, held: IndexVectors, dtype: torch.dtype, seed: int) -> int |
     """Fingerprint of the elements that a row draws into a part of it; None if it draws nothing."""
     if isinstance(row.distribution, Kept):
         return None
-    total = 0
+    total, memory = 0, torch.empty(0, dtype=dtype)
     for part in _blocks(row, held):
-        block = torch.empty([len(axis) for axis in part.axes], dtype=dtype)
+        lengths = [len(axis) for axis in part.axes]
+        if memory.numel() < math.prod(lengths):  # the first block is the largest
+            memory = torch.empty(math.prod(lengths), dtype=dtype)
+        block = memory[: math.prod(lengths)].view(lengths)
         with torch.no_grad():
             for write in row_writes(row, block, seed, part):
                 write()
