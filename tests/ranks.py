@@ -402,7 +402,31 @@ def checkpoint(world):
     same.verify(again, read["init"]["seed"])
 
 
+def trained(world):
+    """Uneven shards run forward and backward as the whole model does."""
+
+    def make():
+        return nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5))
+
+    whole = make()
+    plan = fanin.initialize_(whole, scheme="xavier", seed=SEED)
+    with torch.device("meta"):
+        model = make()
+    mesh = init_device_mesh("cpu", (world,))
+    for layer in (model[0], model[2], model):
+        fully_shard(layer, mesh=mesh)
+    plan.materialize_(model, seed=SEED)
+    x = torch.linspace(-1, 1, 18).reshape(3, 6)
+    found, expected = model(x), whole(x)
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for mine, theirs in zip(model.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(mine.grad.full_tensor(), theirs.grad, rtol=1e-5, atol=1e-6)
+
+
 OTHERS = {
+    "trained": (trained, (2, 3, 4)),
     "pipeline": (pipeline, (2,)),
     "ddp": (ddp, (2,)),
     "missing": (missing, (2, 3)),
