@@ -220,7 +220,7 @@ def test_a_parametrization_without_inverse_is_a_clear_error():
 
 
 def test_sharded_parameters():
-    """A DTensor gets its part; one with slices of its own is refused before anything is written."""
+    """A DTensor gets its part, of slices too."""
     import torch.distributed as dist
     from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -240,7 +240,9 @@ def test_sharded_parameters():
         fanin.initialize_(whole, scheme="kaiming", seed=3)
         fanin.initialize_(split, scheme="kaiming", seed=3)
         assert torch.equal(split.weight.to_local(), whole.weight[4:])
-        with pytest.raises(ModelError, match=r"in_proj_weight is a DTensor .*q, k, v"):
-            fanin.initialize_(sharded(nn.MultiheadAttention(8, 2)), scheme="kaiming")
+        whole, split = nn.MultiheadAttention(8, 2), sharded(nn.MultiheadAttention(8, 2))
+        fanin.initialize_(whole, scheme="kaiming", seed=3)
+        fanin.initialize_(split, scheme="kaiming", seed=3)
+        assert torch.equal(split.in_proj_weight.to_local(), whole.in_proj_weight[12:])
     finally:
         dist.destroy_process_group()

@@ -17,15 +17,15 @@ PACKAGE = Path(fanin.__file__).parent
 # A file imports only from names above its own. docs/architecture.md says what each one holds.
 CORE = [
     "_errors", "_tables", "_fold", "_text", "_fans", "_normal", "_distribution", "_matrixwide", "distributions", "_quadrature",
-    "_activations", "_gains", "initializers", "_facts", "_plan", "_report", "_recipes", "schemes", "_findings",
+    "_activations", "_gains", "initializers", "_facts", "_rows", "_plan", "_report", "_recipes", "schemes", "_findings",
     "_graph", "_regions", "_moments", "moments", "_quotients", "_reuse", "_signal", "_predict", "_structure", "_mirrors", "_solve", "_solve_backward", "_lookups",
 ]  # fmt: skip
 EDGE = [
-    "_inputs", "_nonlinearity", "_layouts", "_rng", "_shards", "_drawers", "_fill", "_preserve", "_record", "_aten", "_names",
+    "_inputs", "_nonlinearity", "_layouts", "_rng", "_shards", "_drawers", "_fill", "_fingerprint", "_preserve", "_record", "_aten", "_names",
     "_arguments", "_standin", "_shapes", "_layer_shapes", "_views", "_kernels", "_ledger", "_draws", "_sampling", "_tape",
     "_surroundings",
     "_capture", "_analysis",
-    "_follow", "_roles", "_parameter_findings", "_apply", "_weights", "_parametrized", "_check", "_solved", "_measure", "_meter", "_probe",
+    "_follow", "_roles", "_parameter_findings", "_apply", "_buffers", "_allocate", "_materialize", "_verify", "_no_init", "_grow", "_weights", "_parametrized", "_check", "_solved", "_measure", "_meter", "_probe",
     "_calibrate", "_init_op", "_init_support", "init", "_dropout_op",
 ]  # fmt: skip
 SHELL = [
@@ -42,8 +42,8 @@ SHELL = [
     "__init__",
 ]
 ORDER = [*CORE, *EDGE, *SHELL]
-# The one arrow that points down: a plan is data, `plan.fill_` is its door to the writer.
-DOORS = {("_plan", "_apply")}
+# The arrows that point down: a plan is data, `plan.fill_` and its like are its doors to the writer.
+DOORS = {("_plan", "_apply"), ("_plan", "_materialize"), ("_plan", "_verify")}
 TABLES = {"coefficients", "_activations"}  # data rather than code: no size budget
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanin._plan import InitPlan, Packed, Row
+from fanin._plan import InitPlan
 from fanin._report import Coverage, Finding, Layer, Signal, SignalReport
+from fanin._rows import Packed, Row
 from fanin._text import (
     diff_text,
     drawn,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from . import schemes as schemes
     from ._api import initialize_ as initialize_
     from ._api import plan as plan
+    from ._buffers import register_buffers as register_buffers
     from ._calibrate import lsuv_ as lsuv_
     from ._check import check as check
     from ._errors import FaninError as FaninError
@@ -35,23 +36,27 @@ if TYPE_CHECKING:
     from ._fans import Fan as Fan
     from ._fill import fill_ as fill_
     from ._findings import Limits as Limits
+    from ._grow import grow_ as grow_
     from ._inputs import Inputs as Inputs
     from ._layouts import Spec as Spec
     from ._layouts import fan_of as fan_of
     from ._layouts import register_module as register_module
+    from ._no_init import no_init as no_init
     from ._nonlinearity import depth_scales as depth_scales
     from ._nonlinearity import edge_of_chaos as edge_of_chaos
     from ._nonlinearity import gain as gain
     from ._nonlinearity import register_nonlinearity as register_nonlinearity
     from ._plan import InitPlan as InitPlan
-    from ._plan import Packed as Packed
     from ._plan import PlanDiff as PlanDiff
-    from ._plan import Row as Row
     from ._probe import probe as probe
     from ._report import Finding as Finding
     from ._report import Layer as Layer
     from ._report import Signal as Signal
     from ._report import SignalReport as SignalReport
+    from ._rows import Packed as Packed
+    from ._rows import Row as Row
+    from ._shards import FlatRange as FlatRange
+    from ._shards import IndexVectors as IndexVectors
 
 # Where each public name lives. They are imported on first use (PEP 562), so that `fanin --help`
 # does not wait for torch.
@@ -59,6 +64,8 @@ _HOME = {
     "Fan": "_fans",
     "FaninError": "_errors",
     "Finding": "_report",
+    "FlatRange": "_shards",
+    "IndexVectors": "_shards",
     "InitPlan": "_plan",
     "Inputs": "_inputs",
     "InvalidValueError": "_errors",
@@ -66,10 +73,10 @@ _HOME = {
     "Limits": "_findings",
     "MissingExtraError": "_errors",
     "ModelError": "_errors",
-    "Packed": "_plan",
+    "Packed": "_rows",
     "PlanDiff": "_plan",
     "PlanError": "_errors",
-    "Row": "_plan",
+    "Row": "_rows",
     "Signal": "_report",
     "SignalReport": "_report",
     "Spec": "_layouts",
@@ -81,10 +88,13 @@ _HOME = {
     "fan_of": "_layouts",
     "fill_": "_fill",
     "gain": "_nonlinearity",
+    "grow_": "_grow",
     "initialize_": "_api",
     "lsuv_": "_calibrate",
+    "no_init": "_no_init",
     "plan": "_api",
     "probe": "_probe",
+    "register_buffers": "_buffers",
     "register_module": "_layouts",
     "register_nonlinearity": "_nonlinearity",
 }

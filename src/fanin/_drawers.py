@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from . import _rng as rng
 from ._distribution import Distribution
 from ._errors import InvalidValueError
 from ._rng import Elements, Stream
-from ._shards import Index, Shard
+from ._shards import Index, Shard, vector
 from .distributions import (
     BoundedNormal,
     Constant,
@@ -51,11 +51,13 @@ class Target:
         shard: the part of the tensor that lives here.
         dtype: of the tensor.
         stream: seed and name.
+        memo: what the shards of one tensor share, so that a whole matrix is drawn once.
     """
 
     shard: Shard
     dtype: torch.dtype
     stream: Stream
+    memo: dict[str, Array] = field(default_factory=dict)
 
     @property
     def real(self) -> type:
@@ -64,7 +66,7 @@ class Target:
 
     def at(self, r: slice, c: slice) -> Elements:
         """Which elements of the whole tensor a block of the shard is."""
-        return Elements(self.stream, _vector(self.shard.rows[r]), _vector(self.shard.columns[c]))
+        return Elements(self.stream, vector(self.shard.rows[r]), vector(self.shard.columns[c]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +245,9 @@ def _haar(
             return _complex_normal(Elements(target.stream, i, j), 1.0, np.float64)
         return rng.laws.normal(1.0, 0.0, np.float64)(Elements(target.stream, i, j))
 
-    @cache
     def matrix() -> Array:
+        if "haar" in target.memo:
+            return target.memo["haar"]
         tall = rng.haar(
             max(rows, columns),
             min(rows, columns),
@@ -255,7 +258,8 @@ def _haar(
             threads=torch.get_num_threads(),
         )
         # torch transposes by tiles, numpy element by element.
-        return torch.from_numpy(tall if rows >= columns else tall.T).contiguous().numpy()
+        whole = torch.from_numpy(tall if rows >= columns else tall.T).contiguous().numpy()
+        return target.memo.setdefault("haar", whole)
 
     return matrix
 
@@ -305,7 +309,7 @@ def _sparse(law: Sparse, target: Target) -> Sampler:
 
     @cache
     def thresholds() -> Array:
-        return rng.thresholds(masks, target.shard.shape[0], _vector(target.shard.columns), zeros)
+        return rng.thresholds(masks, target.shard.shape[0], vector(target.shard.columns), zeros)
 
     def sample(r: slice, c: slice) -> Array:
         kept = rng.ranked(replace(target.at(r, c), stream=masks)) >= thresholds()[c]
@@ -371,7 +375,3 @@ def _ceiling(x: float, dtype: torch.dtype) -> float:
     # A step towards +inf makes the bits of a negative number smaller, those of a positive one larger.
     bits = nearest.view(integer) + (-1 if value < 0 else 1)
     return float(bits.view(dtype))
-
-
-def _vector(index: Index) -> Array:
-    return np.arange(index.start, index.stop, index.step) if isinstance(index, range) else index

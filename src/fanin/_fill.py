@@ -9,7 +9,7 @@ Axes: R rows (dim 0), C columns (the remaining dims, flattened).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from struct import Struct
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from ._drawers import DRAWERS, Drawn, Same, Sampler, Target
 from ._errors import InvalidValueError, ModelError
 from ._rng import Memory, Stream, gpu
 from ._rng.backend import SERIAL_BELOW, Write, pack_place, pack_words
-from ._shards import Shard, index_of
+from ._shards import Held, Shard, index_of, shards_of
 from .distributions import BoundedNormal, Constant, Normal, TruncatedNormal, Uniform
 
 # What kernels can write, where the tensor lies.
@@ -41,7 +41,9 @@ CHUNK = (
 )  # elements drawn at a time: the engine's temporaries stay below 1 MiB, in the cache
 
 
-def fill_(tensor: Tensor, distribution: Distribution, *, key: str, seed: int = 0) -> Tensor:
+def fill_(
+    tensor: Tensor, distribution: Distribution, *, key: str, seed: int = 0, held: Held | None = None
+) -> Tensor:
     """Fill ``tensor`` in place with draws from ``distribution``, a pure function of key and seed.
 
     Element (row, column) gets f(seed, key, row, column), with row the index along dim 0 and column
@@ -55,6 +57,8 @@ def fill_(tensor: Tensor, distribution: Distribution, *, key: str, seed: int = 0
             over both parts, as in torch.
         key: names the stream; normally the parameter's fully qualified name.
         seed: in [0, 2^64).
+        held: which elements of a larger tensor this one holds, `fanin.IndexVectors` or
+            `fanin.FlatRange`; a DTensor knows by itself.
 
     Returns:
         ``tensor``.
@@ -69,6 +73,9 @@ def fill_(tensor: Tensor, distribution: Distribution, *, key: str, seed: int = 0
 
     Source: docs/engine.md; Salmon et al. 2011 (Philox), Box & Muller 1958.
     """
+    if held is not None:
+        prepared_shards(tensor, shards_of(tensor, held), distribution, key=key, seed=seed)()
+        return tensor
     known = recall(tensor, distribution)
     place = None if known is None else place_of(tensor, known)
     if known is None or place is None:
@@ -95,19 +102,70 @@ def prepared(
     return partial(write_known, tensor, known, place, _words(key, seed))
 
 
+def prepared_shards(
+    tensor: Tensor,
+    shards: Sequence[Shard],
+    distribution: Distribution,
+    *,
+    key: str,
+    seed: int,
+    empty: bool = False,
+) -> Callable[[], object]:
+    """The same for the parts of ``tensor`` that ``shards`` are: DTensors, their slices, ranges.
+
+    Each gets its elements of a whole of the shards' shape. A matrix-wide law draws that whole,
+    once, and keeps what is here.
+
+    Args:
+        tensor: whose parts they are.
+        shards: views of its local memory; none writes nothing.
+        distribution: of the whole.
+        key: see `fill_`.
+        seed: see `fill_`.
+        empty: allow a meta tensor, for the sake of the checks: what is returned must not be called.
+
+    Raises:
+        InvalidValueError: as `fill_`.
+        ModelError: as `fill_`.
+    """
+    for shard in shards[:1]:
+        _check_arguments(tensor, distribution, shard.shape)
+    if not empty:
+        _check_has_numbers(tensor)
+    _check_fractions(tensor)
+    stream = Stream(key, seed)
+    memo: dict[str, Any] = {}
+    draw = DRAWERS[type(distribution)]
+    samplers = [draw(distribution, Target(s, tensor.dtype, stream, memo)) for s in shards]
+
+    def write_all() -> None:
+        for shard, sample in zip(shards, samplers, strict=True):
+            _write(tensor, distribution, shard, sample)
+
+    return write_all
+
+
 def _fillable(tensor: Tensor, distribution: Distribution, stream: Stream) -> tuple[Shard, Sampler]:
     _check_arguments(tensor, distribution)
+    _check_has_numbers(tensor)
+    _check_fractions(tensor)
+    return _sampler(distribution, tensor, stream)
+
+
+def _check_has_numbers(tensor: Tensor) -> None:
     if _has_no_numbers(tensor):
         raise ModelError(
             f"a tensor on the {tensor.device.type} device (or a fake one) holds no numbers to write. "
-            "Allocate it first, e.g. with module.to_empty(device='cpu')."
+            "Allocate it first: plan.materialize_(model), or module.to_empty(device='cpu')."
         )
+
+
+def _check_fractions(tensor: Tensor) -> None:
     if not _holds_fractions(tensor.dtype):
         raise InvalidValueError(
             f"weights are real or complex floating point; got dtype {tensor.dtype}. "
             "Convert it, e.g. with tensor.float(), or leave this tensor out."
         )
-    return _sampler(distribution, tensor, stream)
 
 
 def write(tensor: Tensor, distribution: Distribution, stream: Stream) -> None:
@@ -253,7 +311,9 @@ def write_constant(tensor: Tensor, value: complex | None = None) -> None:
         tensor.zero_() if value is None else tensor.fill_(value)
 
 
-def _check_arguments(tensor: Tensor, distribution: Distribution) -> None:
+def _check_arguments(
+    tensor: Tensor, distribution: Distribution, shape: Sequence[int] | None = None
+) -> None:
     if not isinstance(tensor, Tensor):
         raise InvalidValueError(f"fill_ writes into a torch.Tensor; got {type(tensor).__name__}.")
     if type(distribution) not in DRAWERS:
@@ -271,7 +331,9 @@ def _check_arguments(tensor: Tensor, distribution: Distribution) -> None:
             f"fill_ writes dense tensors; got layout {tensor.layout}. Fill tensor.to_dense()."
         )
     if not isinstance(distribution, Elementwise):
-        distribution.std_for(tuple(tensor.shape))  # raises if the shape does not fit
+        distribution.std_for(
+            tuple(tensor.shape if shape is None else shape)
+        )  # raises if the shape does not fit
     steps = zip(tensor.stride(), tensor.shape, strict=True)
     if not tensor.is_contiguous() and any(step == 0 and size > 1 for step, size in steps):
         raise ModelError(

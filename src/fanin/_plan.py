@@ -8,137 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, overload
 
 from ._errors import InvalidValueError, PlanError, closest, finite
 from ._fans import Fan
+from ._rows import Row, content_of, row_from_dict
 from ._text import diff_text, html_table, plan_text
-from .distributions import Distribution, distribution_from_dict
+from .distributions import Distribution
 from .initializers import Initializer
 
 if TYPE_CHECKING:
     import torch
 
+    from ._shards import Held
+
 FORMAT = "fanin-plan-1"
 RNG = "fanin-1"
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A slice ``start:stop`` along ``dim`` that is drawn on its own, from its own stream.
-
-    Args:
-        name: ``q``, ``k``, ``v``, a gate's letter, or ``padding``; the stream is ``FQN:name``.
-        fan_in: the slice's fan, None where the notion does not apply.
-        distribution: what the slice is filled with.
-        std: realised standard deviation of one element.
-    """
-
-    name: str
-    dim: int
-    start: int
-    stop: int
-    fan_in: float | None
-    fan_out: float | None
-    distribution: Distribution
-    std: float
-
-    def shape_in(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The slice's shape inside a tensor of ``shape``."""
-        return (*shape[: self.dim], self.stop - self.start, *shape[self.dim + 1 :])
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one parameter starts.
-
-    Args:
-        name: canonical FQN.
-        aliases: further names of the same tensor (tied weights).
-        shape: logical shape.
-        dtype: ``float32``, ``bfloat16``, ...
-        role: what the parameter is for.
-        fan_in: connections summed by one output unit, None where that has no meaning.
-        fan_out: output units reached by one input unit.
-        nonlinearity: the function that follows, None if unknown or none.
-        branch_depth: residual branches of the model, 0 if none were found.
-        distribution: of the tensor; where `packed` slices differ, of the first one.
-        std: realised standard deviation of one element over the whole tensor.
-        reasons: why, in order; the last one is the newest change.
-        packed: slices that are drawn on their own.
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    role: str
-    fan_in: float | None
-    fan_out: float | None
-    nonlinearity: str | None
-    branch_depth: int
-    distribution: Distribution
-    std: float
-    reasons: tuple[str, ...] = ()
-    packed: tuple[Packed, ...] = ()
-
-    def with_distribution(
-        self, choose: Callable[[Distribution, Fan | None], Distribution], why: str
-    ) -> Row:
-        """A new row; ``choose(old, fan)`` gives the distribution of the row and of each slice.
-
-        A slice that holds a constant (a padding row, a forget gate's bias) keeps it.
-        """
-        distribution = choose(self.distribution, _fan(self.fan_in, self.fan_out))
-        packed = tuple(_changed(part, choose, self.shape) for part in self.packed)
-        if tiles(packed, self.shape):
-            distribution = packed[0].distribution
-        return replace(
-            self,
-            distribution=distribution,
-            packed=packed,
-            std=realised_std(self.shape, distribution, packed),
-            reasons=(*self.reasons, why),
-        )
-
-
-def _changed(
-    part: Packed, choose: Callable[[Distribution, Fan | None], Distribution], shape: tuple[int, ...]
-) -> Packed:
-    if part.std == 0.0:
-        return part
-    new = choose(part.distribution, _fan(part.fan_in, part.fan_out))
-    return replace(part, distribution=new, std=new.std_for(part.shape_in(shape)))
-
-
-def _fan(fan_in: float | None, fan_out: float | None) -> Fan | None:
-    return None if fan_in is None or fan_out is None else Fan(fan_in, fan_out)
-
-
-def tiles(packed: tuple[Packed, ...], shape: tuple[int, ...]) -> bool:
-    """Whether the slices leave nothing of the tensor to its own distribution."""
-    return bool(packed) and sum(p.stop - p.start for p in packed) == shape[packed[0].dim]
-
-
-def realised_std(shape: tuple[int, ...], base: Distribution, packed: tuple[Packed, ...]) -> float:
-    """Standard deviation of an element drawn at random from the whole tensor.
-
-    Slices contribute by their size: variance of a mixture = mean of second moments - mean^2.
-    """
-    if not packed:
-        return base.std_for(shape)
-    extent = max(shape[packed[0].dim], 1)
-    pieces = [(p.stop - p.start, p.distribution, p.shape_in(shape)) for p in packed]
-    rest = extent - sum(n for n, _, _ in pieces)
-    if rest:
-        pieces.append((rest, base, shape))
-    first = sum(n * d.mean_for(s) for n, d, s in pieces) / extent
-    second = sum(n * (d.std_for(s) ** 2 + d.mean_for(s) ** 2) for n, d, s in pieces) / extent
-    return math.sqrt(max(0.0, second - first**2))
 
 
 @dataclass(frozen=True)
@@ -275,7 +163,7 @@ class InitPlan:
             changed=tuple(
                 (r, theirs[n])
                 for n, r in mine.items()
-                if n in theirs and _content(r) != _content(theirs[n])
+                if n in theirs and content_of(r) != content_of(theirs[n])
             ),
         )
 
@@ -289,7 +177,7 @@ class InitPlan:
             "scheme": self.scheme,
             "partial": self.partial,
             "notes": list(self.notes),
-            "rows": [{**_content(r), "reasons": list(r.reasons)} for r in self.rows],
+            "rows": [{**content_of(r), "reasons": list(r.reasons)} for r in self.rows],
         }
 
     def to_json(self, indent: int | None = 1) -> str:
@@ -314,7 +202,7 @@ class InitPlan:
                 f"this plan was made for the engine {data.get('rng')!r}; this fanin has {RNG!r}."
             )
         try:
-            rows = tuple(_row(r) for r in data["rows"])
+            rows = tuple(row_from_dict(r) for r in data["rows"])
             return cls(
                 rows, data["scheme"], data["rng"], tuple(data["notes"]), bool(data["partial"])
             )
@@ -343,21 +231,33 @@ class InitPlan:
 
         Reasons and notes do not count: two plans with one hash write the same bits.
         """
-        rows = [_content(r) for r in self.rows]
+        rows = [content_of(r) for r in self.rows]
         canonical = json.dumps([self.rng, rows], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     # to the model ----------------------------------------------------------------------------
 
+    def within(self, model: torch.nn.Module) -> InitPlan:
+        """The rows of the parameters that ``model``, a part of the planned one, has: a partial plan."""
+        from ._apply import rows_within  # noqa: PLC0415 - the doors from data to the writer
+
+        return replace(self, rows=rows_within(self, model), partial=True)
+
     def fill_(
-        self, model: torch.nn.Module, seed: int = 0, only: str | list[str] | None = None
-    ) -> torch.nn.Module:
+        self,
+        model: torch.nn.Module | Mapping[str, torch.Tensor],
+        seed: int = 0,
+        only: str | Iterable[str] | None = None,
+        held: Mapping[str, Held] | None = None,
+    ) -> torch.nn.Module | Mapping[str, torch.Tensor]:
         """Write the plan into ``model``'s parameters, in place.
 
         Args:
-            model: has the parameters that the plan names, with those shapes.
+            model: has the parameters that the plan names, with those shapes; or tensors by name.
             seed: 0 <= seed < 2^64; the same seed gives the same bits.
-            only: a glob, or names, to write; others keep their values.
+            only: a glob, or names such as missing keys, to write; others keep their values.
+            held: for plain tensors that are parts of larger ones: name -> `fanin.IndexVectors` or
+                `fanin.FlatRange`. A DTensor knows by itself.
 
         Returns:
             ``model``.
@@ -366,9 +266,64 @@ class InitPlan:
             PlanError: names or shapes differ (all are listed); nothing was written.
             ModelError: a parameter cannot be written (meta, lazy, integer).
         """
-        from ._apply import apply_plan_  # noqa: PLC0415 - the one door from data to the writer
+        from ._apply import apply_plan_  # noqa: PLC0415
 
-        return apply_plan_(self, model, seed=seed, only=only)
+        return apply_plan_(self, model, seed=seed, only=only, held=held)
+
+    def materialize_(
+        self,
+        model: torch.nn.Module,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        held: Mapping[str, Held] | None = None,
+    ) -> torch.nn.Module:
+        """Allocate and write all of ``model`` that is on the meta device; see docs/scale.md.
+
+        Parameters get the plan's values, ties are restored, buffers are computed anew; tensors that
+        hold numbers already keep them. No rank speaks to another.
+
+        Args:
+            model: on the meta device in whole or in part; plain, or sharded by FSDP2 or tensor parallel.
+            seed: 0 <= seed < 2^64.
+            device: where to allocate; None for each mesh's own, and the CPU for what is on none.
+            held: see `fill_`.
+
+        Returns:
+            ``model``.
+
+        Raises:
+            PlanError: names or shapes differ (all are listed); nothing was written.
+            ModelError: a tensor that cannot be written or computed, by name; nothing was written.
+        """
+        from ._materialize import materialize_  # noqa: PLC0415
+
+        return materialize_(self, model, seed=seed, device=device, held=held)
+
+    def fingerprint(self, seed: int = 0) -> dict[str, int]:
+        """Name -> 64 bits that any change of a value changes; drawn here, without a model.
+
+        Rows that keep what they find have none.
+        """
+        from ._verify import expected  # noqa: PLC0415
+
+        return expected(self, seed)
+
+    def verify(self, model: torch.nn.Module, seed: int | None = 0) -> None:
+        """Check that ``model`` holds the plan's bits, and that all ranks do; see docs/scale.md.
+
+        At most as many all-reduces as the meshes have dims, and two; of 8 bytes a parameter.
+
+        Args:
+            model: filled from this plan; plain or sharded. All ranks call this together.
+            seed: that it was filled with; None compares the ranks alone, at any time of training.
+
+        Raises:
+            PlanError: another model, or the ranks have different plans or seeds.
+            ModelError: parameters that differ, by name.
+        """
+        from ._verify import verify  # noqa: PLC0415
+
+        verify(self, model, seed)
 
     # to the reader ---------------------------------------------------------------------------
 
@@ -410,10 +365,11 @@ class PlanDiff:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return {
-            "removed": [_content(r) for r in self.removed],
-            "added": [_content(r) for r in self.added],
+            "removed": [content_of(r) for r in self.removed],
+            "added": [content_of(r) for r in self.added],
             "changed": [
-                {"name": a.name, "from": _content(a), "to": _content(b)} for a, b in self.changed
+                {"name": a.name, "from": content_of(a), "to": content_of(b)}
+                for a, b in self.changed
             ],
         }
 
@@ -439,38 +395,3 @@ def _replaced(row: Row, value: Distribution | Initializer, why: str) -> Row:
         return value(fan, 1.0)
 
     return row.with_distribution(choose, why)
-
-
-def _content(row: Row) -> dict[str, Any]:
-    """Everything about a row but its reasons, as plain data."""
-    return {
-        "name": row.name,
-        "aliases": list(row.aliases),
-        "shape": list(row.shape),
-        "dtype": row.dtype,
-        "role": row.role,
-        "fan_in": row.fan_in,
-        "fan_out": row.fan_out,
-        "nonlinearity": row.nonlinearity,
-        "branch_depth": row.branch_depth,
-        "distribution": row.distribution.to_dict(),
-        "std": row.std,
-        "packed": [{**vars(p), "distribution": p.distribution.to_dict()} for p in row.packed],
-    }
-
-
-def _row(data: dict[str, Any]) -> Row:
-    packed = tuple(
-        Packed(**{**p, "distribution": distribution_from_dict(p["distribution"])})
-        for p in data["packed"]
-    )
-    return Row(
-        **{
-            **data,
-            "aliases": tuple(data["aliases"]),
-            "shape": tuple(data["shape"]),
-            "reasons": tuple(data["reasons"]),
-            "distribution": distribution_from_dict(data["distribution"]),
-            "packed": packed,
-        }
-    )

@@ -17,7 +17,8 @@ from ._errors import PlanError, UncoveredParameterError, closest
 from ._facts import FREE_ROLE, RESIDUAL_ROLES, WEIGHT_ROLES, ModelFacts, ParamInfo, PartInfo
 from ._fans import Fan
 from ._gains import gain
-from ._plan import InitPlan, Packed, Row, realised_std, tiles
+from ._plan import InitPlan
+from ._rows import Packed, Row, realised_std, tiles
 from .distributions import Constant, DeltaOrthogonal, Distribution, Normal, Orthogonal
 from .initializers import Initializer, LecunNormal
 

@@ -17,8 +17,9 @@ from ._fold import Fold, fold
 from ._tables import markdown, number, sparkline, table, wrap
 
 if TYPE_CHECKING:
-    from ._plan import InitPlan, Packed, PlanDiff, Row
+    from ._plan import InitPlan, PlanDiff
     from ._report import Finding, Layer, Signal, SignalReport
+    from ._rows import Packed, Row
 
 ENOUGH_ROWS = 24  # a report's table is folded, ever more freely, until it is this short
 TOLERANCES = (1.2, 2.0, 10.0, 1e3, math.inf)  # how far figures may differ inside one fold

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ._moments.domain import Abstract, concatenated, constant, cut, full, measured
 from ._moments.strata import whole
-from ._plan import InitPlan, Row
+from ._plan import InitPlan
+from ._rows import Row
 from .distributions import Constant, DeltaOrthogonal, Distribution, Kept, LooksLinear
 
 READ = 1 << 16  # elements that pair moments are taken from; second moments come from all
