@@ -285,6 +285,24 @@ def test_init_writes_what_initialize_writes(run, folder, name):
     assert _files() == {"zoo.py", name}
 
 
+@pytest.mark.parametrize("device", [(), ("--device", "cpu")])
+def test_init_of_a_model_on_the_meta_device(run, folder, device):
+    """Memory, values and buffers: the file is that of the model built where it lies."""
+    (folder / "apart.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def whole():\n"
+        "    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), torch.zeros(3, 4)\n"
+        "def build():\n"
+        "    with torch.device('meta'):\n"
+        "        return whole()\n"
+    )
+    assert run("init", "apart.py:whole", "-o", "whole.pt")[0] == 0
+    assert run("init", "apart.py:build", "-o", "meta.pt", *device)[0] == 0
+    there, here = _read(folder / "whole.pt"), _read(folder / "meta.pt")
+    assert there.keys() == here.keys()
+    assert all(torch.equal(here[k], v) for k, v in there.items())
+
+
 def _files():
     return {path.name for path in Path().iterdir() if path.name != "__pycache__"}
 

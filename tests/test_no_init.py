@@ -8,6 +8,7 @@ from torch import nn
 
 import fanin
 from fanin import ModelError
+from fanin.nn import TransformerLM
 
 MAKERS = {
     "linear": lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)),
@@ -115,3 +116,18 @@ def test_outside_and_beside_all_is_as_ever():
     assert skipped.tensors == 0
     assert nn.Linear(64, 64).weight.std() > 0.01
     assert nn.init.orthogonal_.__module__ == "torch.nn.init"
+
+
+def test_blocks_that_fill_themselves_wait_too():
+    """Inside, a block of fanin.nn is not filled by its constructor; what nobody fills is named."""
+    with fanin.no_init() as skipped:
+        model = TransformerLM(10, 8, 64, num_layers=1, num_heads=2)
+        assert skipped.elements == sum(p.numel() for p in model.parameters())
+        fanin.initialize_(model, scheme="cs336", seed=3)
+    again = TransformerLM(10, 8, 64, num_layers=1, num_heads=2)
+    again.reset_parameters(seed=3)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, again.get_parameter(name)), name
+    with pytest.raises(ModelError, match=r"output_proj\.weight"), fanin.no_init():
+        kept = TransformerLM(10, 8, 64, num_layers=1, num_heads=2)
+    del kept

@@ -135,6 +135,11 @@ def plan(
 )
 @click.option("--plan", "plan_file", type=FILE, help="Follow this plan, a JSON file.")
 @seed_option
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    help="Where a model on the meta device gets its memory: cpu, cuda. Default: torch's.",
+)
 @input_option
 @scheme_option
 @override_option
@@ -145,11 +150,15 @@ def init(
     output: Path,
     plan_file: Path | None,
     seed: int,
+    device: str | None,
     inputs: tuple[str, ...],
     scheme: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Initialise the model and write its state dict to a file."""
+    """Initialise the model and write its state dict to a file.
+
+    A model on the meta device is given memory first, and its buffers their values.
+    """
     if plan_file and (scheme or overrides):
         raise click.UsageError(
             "--plan says how parameters start; it goes without --scheme and --override."
@@ -159,6 +168,7 @@ def init(
     loaded = _load(target, inputs)
     made = given or _plan_of(loaded, scheme, overrides)
     with _users_code("filling"):
+        made.materialize_(loaded.module, seed=seed, device=device)  # what has no numbers yet
         made.fill_(loaded.module, seed=seed)
     about = {"rng": made.rng, "scheme": made.scheme, "seed": str(seed), "plan": made.hash()}
     write_whole(output, lambda path: save(loaded.module, path, about))

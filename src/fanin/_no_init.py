@@ -28,6 +28,7 @@ DRAWS = {
 TRANSFORMS = {"erfinv_", "mul_", "add_", "sub_", "div_", "clamp_"}
 # Functions of torch.nn.init that look at what they drew, or draw elsewhere first.
 WHOLE = ("_no_grad_trunc_normal_", "orthogonal_", "sparse_")
+_RUNNING: list[Skipped] = []  # a record for each `no_init` around the running code
 
 
 @dataclass
@@ -113,6 +114,16 @@ class Skipped:
         return sorted(dict.fromkeys(found))
 
 
+def skips_filling(module: nn.Module) -> bool:
+    """Whether a module that would fill itself is being built inside `no_init`; its parameters then wait."""
+    if not _RUNNING:
+        return False
+    for parameter in module.parameters():
+        if _RUNNING[-1].skips(parameter):
+            _RUNNING[-1].marks(parameter)
+    return True
+
+
 @contextmanager
 def no_init() -> Iterator[Skipped]:
     """Inside, constructors do not draw random numbers into parameters; the block must then fill them.
@@ -153,6 +164,8 @@ def no_init() -> Iterator[Skipped]:
             original = getattr(torch.nn.init, name)
             stack.enter_context(patch.object(torch.nn.init, name, _unless(record, original)))
         stack.enter_context(_Mode(record))
+        _RUNNING.append(record)
+        stack.callback(_RUNNING.pop)
         yield record
     left = record.left()
     if left:

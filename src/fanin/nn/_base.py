@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._api import plan
 from .._errors import InvalidValueError
+from .._no_init import skips_filling
 
 Names = Mapping[str, Tensor]
 _M = TypeVar("_M")
@@ -39,7 +40,7 @@ class _Once(type):
             block = super().__call__(*args, **kwargs)  # type: ignore[misc]
         finally:
             _BUILDING.value -= 1
-        if not _BUILDING.value:
+        if not _BUILDING.value and not skips_filling(block):
             block.reset_parameters()
         return block
 
