@@ -75,8 +75,11 @@ class KVCache:
         if self.max_len is None or new.requires_grad:
             used = new if old is None else torch.cat((old[..., : self.length, :], new), -2)
             return used, used
-        if old is None:
+        if old is None or old.shape[-2] < self.max_len:
+            begun = old
             old = new.new_empty(*new.shape[:-2], self.max_len, new.shape[-1])
+            if begun is not None:
+                old[..., : self.length, :] = begun
         old[..., self.length : stop, :] = new
         return old, old[..., :stop, :]
 
