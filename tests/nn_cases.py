@@ -84,9 +84,7 @@ def gap(found: Tensor, expected: Any) -> float:
     return float(np.abs(numbers(found.detach()) - expected).max() / np.abs(expected).max())
 
 
-def _attention(
-    w: Any, x: Any, context: Any = None, *, spec: oracle.Attention, **how: Any
-) -> Any:
+def _attention(w: Any, x: Any, context: Any = None, *, spec: oracle.Attention, **how: Any) -> Any:
     keys, values = context if isinstance(context, tuple) else (context, None)
     return spec(w, x, keys, values, **how)[0]
 

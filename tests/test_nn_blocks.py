@@ -206,7 +206,10 @@ def test_rotations(layout, shape):
     x = normal(*shape)
     turn = oracle.Rope(100.0, layout)
     assert gap(rope(x), turn(numbers(x))) <= TOLERANCE
-    for at in (torch.tensor([39, 0, 7, 7, 1]), torch.arange(math.prod(shape[:-1])).view(shape[:-1])):
+    for at in (
+        torch.tensor([39, 0, 7, 7, 1]),
+        torch.arange(math.prod(shape[:-1])).view(shape[:-1]),
+    ):
         assert gap(rope(x, at), turn(numbers(x), at.numpy())) <= TOLERANCE
     assert gap(rope(x, torch.arange(T, dtype=torch.int32)), turn(numbers(x))) <= TOLERANCE
     torch.testing.assert_close(rope(x).norm(dim=-1), x.norm(dim=-1))
@@ -396,7 +399,9 @@ def test_attention_refuses():
     for q, k, v in ((x, y, y), (x, x, y), (x[..., :4], x, x), (x, x[0], x[0]), (x[0, 0, 0],) * 3):
         with pytest.raises(InvalidValueError, match="attention wants q"):
             fnn.attention(q, k, v)
-    with pytest.raises(InvalidValueError, match=r"got torch.int64. For 0/1 integers pass mask.bool"):
+    with pytest.raises(
+        InvalidValueError, match=r"got torch.int64. For 0/1 integers pass mask.bool"
+    ):
         fnn.attention(x, x, x, torch.ones(3, 3, dtype=torch.int64))
     layer = fnn.MultiHeadAttention(D, HEADS)
     with pytest.raises(InvalidValueError, match=r"pass mask == 0"):
@@ -426,7 +431,9 @@ def test_call_names_what_is_wrong():
     weights = {n: torch.ones(8, 4) for n in ("w1.weight", "w3.weight")}
     with pytest.raises(InvalidValueError, match="no weights for w2.weight of SwiGLU"):
         fnn.call(module, weights, x)
-    with pytest.raises(InvalidValueError, match=r"SwiGLU has no w4.weight. Did you mean 'w3.weight'"):
+    with pytest.raises(
+        InvalidValueError, match=r"SwiGLU has no w4.weight. Did you mean 'w3.weight'"
+    ):
         fnn.call(module, weights | {"w4.weight": x}, x)
 
 

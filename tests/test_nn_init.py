@@ -255,7 +255,14 @@ def test_drawn_once(name, monkeypatch):
     plans = []
     real = _base.plan
     monkeypatch.setattr(_base, "plan", lambda m, **k: plans.append(m) or real(m, **k))
-    for function in ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "ones_", "zeros_"):
+    for function in (
+        "normal_",
+        "uniform_",
+        "kaiming_uniform_",
+        "xavier_uniform_",
+        "ones_",
+        "zeros_",
+    ):
         monkeypatch.setattr(torch.nn.init, function, None)
     block = CASES[name].make()
     assert plans == [block]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import InvalidValueError, one_of
 from .._layouts import Spec, register_module

@@ -182,9 +182,10 @@ def _torch_encoder(m: TransformerEncoder) -> tuple[nn.Module, dict[str, Tensor]]
         bias=bias,
         device="meta",
     )
-    last = None
-    if m.ln_final is not None:
-        last = nn.LayerNorm(m.d_model, m.ln_final.eps, bias=bias, device="meta")
+    last: nn.Module | None = None
+    final: Any = m.ln_final
+    if final is not None:
+        last = nn.LayerNorm(m.d_model, final.eps, bias=bias, device="meta")
     nested = first.norm == "post" and bias and first.attn.num_heads % 2 == 0
     theirs = nn.TransformerEncoder(layer, len(m.layers), last, enable_nested_tensor=nested)
     names = {".attn.": ".self_attn.", ".ffn.w1.": ".linear1.", ".ffn.w2.": ".linear2.",

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from .._errors import InvalidValueError, one_of
 from .._layouts import Spec, register_module
 from ._attention import KVCache
-from ._base import Block, divides, moved, positive
+from ._base import Block, divides, evaluated, moved, positive
 from ._basic import Embedding, Linear, projection
 from ._basic import norm as make_norm
 from ._dropout import Dropout
@@ -249,12 +249,8 @@ class TransformerLM(Block):
         choose = partial(
             sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
         )
-        training = self.training
-        self.eval()
-        try:
+        with evaluated(self):
             return self._continued(ids, max_new_tokens, stop, choose)
-        finally:
-            self.train(training)
 
     def _continued(
         self, ids: Tensor, count: int, stop: int | None, choose: Callable[[Tensor], Tensor]
