@@ -415,3 +415,6 @@ CASES: dict[str, Case] = {
     **ENCODERS,
     **LANGUAGE_MODELS,
 }
+
+# One case of each structure: what is called alike but for its inputs starts, copies and pickles alike.
+DISTINCT = list({repr(c.make(device="meta")): name for name, c in CASES.items()}.values())

@@ -15,7 +15,7 @@ from fanin._errors import InvalidValueError
 from fanin.distributions import TruncatedNormal
 from fanin.nn import _base
 from fanin.schemes import SCHEMES
-from nn_cases import CASES, HEADS, B, D, T, normal, padded
+from nn_cases import CASES, DISTINCT, HEADS, B, D, T, normal, padded
 
 CUT_STD = TruncatedNormal(1.0, 3.0).std  # what cutting at 3 sigma leaves of a std of one
 SIGMAS = 5.0
@@ -204,7 +204,7 @@ def test_the_nonlinearity_is_known(activation):
 # --- reproducible, complete, once
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_seeds(name):
     make = CASES[name].make
 
@@ -238,7 +238,7 @@ def test_nothing_stays_unwritten(name, scheme):
         assert torch.equal(b, fresh.get_buffer(key)), key
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_nothing_stays_unwritten_in_any_block(name):
     block = CASES[name].make(device="meta").to_empty(device="cpu")
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_nothing_stays_unwritten_in_any_block(name):
     assert all(torch.isfinite(b).all() for b in block.buffers())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_drawn_once(name, monkeypatch):
     """One plan for the whole, and none of torch's own starts before it."""
     plans = []

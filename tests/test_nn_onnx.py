@@ -143,8 +143,8 @@ EXPORTED = {
     "float mask": attention(A(HEADS, causal=True), with_float_mask),
     "everything": encoder(oracle.Block(A(HEADS, rope=Rope(), causal=True), "pre", "rms", "swiglu"), with_an_empty_row, positions="rope", activation="swiglu", causal=True, max_len=64),
     "language model": Exported(
-        lambda: fnn.TransformerLM(11, 64, D, 2, HEADS), oracle.LanguageModel(LLAMA, 2), with_ids,
-        {"Attention": 2, "RMSNormalization": 5, "RotaryEmbedding": 4},
+        lambda: fnn.TransformerLM(11, 64, D, 1, HEADS), oracle.LanguageModel(LLAMA, 1), with_ids,
+        {"Attention": 1, "RMSNormalization": 3, "RotaryEmbedding": 2},
     ),
     "gpt2": Exported(
         lambda: fnn.TransformerLM.gpt2(11, 64, D, 1, HEADS),
@@ -193,7 +193,7 @@ def check(name: str, opset: int, path) -> None:
                 assert gap <= TOLERANCE, (shape, level, gap)
 
 
-FAST = [("padding, a fully masked row", 20), ("causal cross", 18), ("language model", 23)]
+FAST = [("padding, a fully masked row", 18), ("language model", 23)]
 
 
 @pytest.mark.parametrize(("name", "opset"), FAST)
@@ -209,22 +209,22 @@ def test_all(name, opset, tmp_path):
 
 def test_its_own_check(tmp_path):
     """The table of errors names every case; the module and the folder are as they were, but for the file."""
-    model = fnn.TransformerLM(11, 8, D, 1, HEADS, dropout=0.1).train()
-    model.layers[0].ffn.eval()
+    model = fnn.MultiHeadAttention(D, HEADS, dropout=0.1, causal=True).train()
+    model.q_proj.eval()
     before = {n: m.training for n, m in model.named_modules()}
     state = {n: t.clone() for n, t in model.state_dict().items()}
-    errors = fnn.export_onnx(model, tmp_path / "lm.onnx", opset=20)
+    errors = fnn.export_onnx(model, tmp_path / "file.onnx")
     assert {c.split(", ")[0] for c in errors} == {"as given", "ones", "larger"}
     assert {c.split(", ")[1] for c in errors} == set(LEVELS)
     assert max(errors.values()) <= TOLERANCE
     assert {n: m.training for n, m in model.named_modules()} == before
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
-    assert {p.name for p in tmp_path.iterdir()} <= {"lm.onnx", "lm.onnx.data"}
+    assert {p.name for p in tmp_path.iterdir()} <= {"file.onnx", "file.onnx.data"}
     assert not _exporting.active()
-    session = ort.InferenceSession(str(tmp_path / "lm.onnx"), providers=["CPUExecutionProvider"])
-    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
-    (found,) = session.run(None, {"ids": ids.numpy()})
-    np.testing.assert_allclose(found, model.eval()(ids).detach(), atol=1e-5)
+    session = ort.InferenceSession(str(tmp_path / "file.onnx"), providers=["CPUExecutionProvider"])
+    x = normal(1, 6, D)
+    (found,) = session.run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, model.eval()(x).detach(), atol=1e-5)
 
 
 class Doubled(nn.Module):
