@@ -105,7 +105,7 @@ def by_hand(model: fnn.TransformerLM, ids: torch.Tensor, count: int) -> torch.Te
     return ids
 
 
-@pytest.mark.parametrize("shape", [(3,), (1, 3), (4, 2), (2, 2, 5), (2, 12), (2, 15)])
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 5), (2, 12), (2, 15)])
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy(name, shape):
     """As by hand, beyond the context too, where the model sees the last tokens that fit."""

@@ -103,7 +103,7 @@ def test_gpt2_starts_as_gpt2():
 
 
 @pytest.mark.parametrize("scheme", NAMES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "post-norm"])
 def test_layers_are_never_identical(name, scheme):
     """Nor alike: the correlation of two independent tensors of n numbers has a std of 1/sqrt(n)."""
     model = MODELS[name]()
@@ -219,7 +219,7 @@ def test_seeds(name):
 
 
 @pytest.mark.parametrize("scheme", NAMES)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "post-norm"])
 def test_nothing_stays_unwritten(name, scheme):
     """Built on the meta device, given memory full of NaN, reset: as if built here; tables are back."""
     fresh = MODELS[name]()
