@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import InvalidValueError, one_of
-from .._fans import Fan
 from .._layouts import Spec, register_module
 from ._base import Block, divides, moved, positive
-from ._basic import Linear, RMSNorm
+from ._basic import Linear, RMSNorm, projection
 from ._dropout import Dropout
 from ._functional import attention
 from ._padding import Padding, checked
@@ -23,7 +22,7 @@ _ALIASES = {"o_proj.": "output_proj.", "out_proj.": "output_proj.", "c_proj.": "
             "proj.": "output_proj.", "wq.": "q_proj.", "wk.": "k_proj.", "wv.": "v_proj.",
             "wo.": "output_proj.", "q_proj_weight": "q_proj.weight",
             "k_proj_weight": "k_proj.weight", "v_proj_weight": "v_proj.weight"}  # fmt: skip
-_TURNED = ("q_proj", "k_proj")
+_TURNED = ("q_proj", "k_proj", "q_norm", "k_norm")
 _PACKED = ("in_proj_{}", "qkv.{}", "c_attn.{}", "Wqkv.{}")
 
 
@@ -75,8 +74,11 @@ class KVCache:
         if self.max_len is None or new.requires_grad:
             used = new if old is None else torch.cat((old[..., : self.length, :], new), -2)
             return used, used
-        if old is None:
+        if old is None or old.shape[-2] < self.max_len:
+            begun = old
             old = new.new_empty(*new.shape[:-2], self.max_len, new.shape[-1])
+            if begun is not None:
+                old[..., : self.length, :] = begun
         old[..., self.length : stop, :] = new
         return old, old[..., :stop, :]
 
@@ -288,12 +290,9 @@ class MultiHeadAttention(Block):
 
 @register_module(MultiHeadAttention)
 def _attention(m: MultiHeadAttention) -> dict[str, Spec]:
-    def spec(role: str, layer: nn.Linear) -> Spec:
-        return Spec(role, Fan(layer.in_features, layer.out_features))
-
     return {
-        "q_proj.weight": spec("q", m.q_proj),
-        "k_proj.weight": spec("k", m.k_proj),
-        "v_proj.weight": spec("v", m.v_proj),
-        "output_proj.weight": spec("attn_out", m.output_proj),
+        "q_proj.weight": projection(m.q_proj, "q"),
+        "k_proj.weight": projection(m.k_proj, "k"),
+        "v_proj.weight": projection(m.v_proj, "v"),
+        "output_proj.weight": projection(m.output_proj, "attn_out"),
     }

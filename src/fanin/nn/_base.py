@@ -8,7 +8,8 @@ says what other libraries call its parameters.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -149,6 +150,18 @@ def moved(weights: dict[str, Tensor], table: Mapping[str, str]) -> dict[str, Ten
         return name if key is None else table[key] + name[len(key) :]
 
     return {new(name): tensor for name, tensor in weights.items()}
+
+
+@contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """In eval mode, each part back as it was afterwards."""
+    before = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
 
 
 def positive(**sizes: int | None) -> None:

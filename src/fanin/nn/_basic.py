@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch import nn
 
+from .._fans import Fan
+from .._layouts import Spec
+from ..distributions import Uniform
 from ._base import Block, positive
 
 
@@ -157,3 +162,18 @@ def norm(
     if kind == "rms":
         return RMSNorm(d_model, eps, device=device, dtype=dtype)
     return LayerNorm(d_model, eps, bias, device=device, dtype=dtype)
+
+
+def projection(layer: nn.Linear, role: str, nonlinearity: str | None = None) -> Spec:
+    """The weight of a linear layer with a role; torch's default is that of any nn.Linear.
+
+    >>> projection(Linear(4, 2), "q").role
+    'q'
+    """
+    bound = 1 / sqrt(layer.in_features)
+    return Spec(
+        role,
+        Fan(layer.in_features, layer.out_features),
+        default=Uniform(-bound, bound),
+        nonlinearity=nonlinearity,
+    )

@@ -101,12 +101,15 @@ def _encoder(m: nn.TransformerEncoder) -> nn.Module:
         raise InvalidValueError("the layers of this nn.TransformerEncoder differ in their options.")
     if m.norm is not None and not isinstance(m.norm, nn.LayerNorm):
         raise InvalidValueError(f"norm must be nn.LayerNorm, got {type(m.norm).__name__}.")
-    return _on_meta(
+    block = _on_meta(
         TransformerEncoder,
         num_layers=len(options),
         final_norm=m.norm is not None,
         **options[0],
     )
+    if m.norm is not None:
+        block.ln_final.eps = m.norm.eps
+    return block
 
 
 def to_torch(block: nn.Module) -> nn.Module:
@@ -179,9 +182,10 @@ def _torch_encoder(m: TransformerEncoder) -> tuple[nn.Module, dict[str, Tensor]]
         bias=bias,
         device="meta",
     )
-    last = None
-    if m.ln_final is not None:
-        last = nn.LayerNorm(m.d_model, eps, bias=bias, device="meta")
+    last: nn.Module | None = None
+    final: Any = m.ln_final
+    if final is not None:
+        last = nn.LayerNorm(m.d_model, final.eps, bias=bias, device="meta")
     nested = first.norm == "post" and bias and first.attn.num_heads % 2 == 0
     theirs = nn.TransformerEncoder(layer, len(m.layers), last, enable_nested_tensor=nested)
     names = {".attn.": ".self_attn.", ".ffn.w1.": ".linear1.", ".ffn.w2.": ".linear2.",
@@ -233,12 +237,23 @@ def from_transformers(model: nn.Module) -> TransformerLM:
     """
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)
-    if kind not in _CONFIGS:
+    if kind not in _CONFIGS or not hasattr(model, "lm_head"):
         raise InvalidValueError(
-            f"from_transformers knows {', '.join(_CONFIGS)}; this is {kind or type(model).__name__}."
+            "from_transformers takes LlamaForCausalLM or GPT2LMHeadModel, "
+            f"got {type(model).__name__}."
         )
-    ours = _on_meta(TransformerLM, **_CONFIGS[kind](config))
-    return _filled(ours, model.state_dict()).train(model.training)  # type: ignore[return-value]
+    options = _CONFIGS[kind](config)
+    embedded, attended, added = options.pop("dropouts")
+    ours = _on_meta(TransformerLM, **options)
+    ours.dropout.p = embedded
+    for layer in ours.layers:
+        layer.attn.dropout.p = attended
+        layer.dropout1.p = layer.dropout2.p = added
+    weights = model.state_dict()
+    for name, module in model.named_modules():
+        if type(module).__name__ == "Conv1D":  # a linear layer whose weight is (d_in, d_out)
+            weights[f"{name}.weight"] = weights[f"{name}.weight"].mT
+    return _filled(ours, weights).train(model.training)  # type: ignore[return-value]
 
 
 def _llama(c: Any) -> dict[str, Any]:
@@ -262,7 +277,7 @@ def _llama(c: Any) -> dict[str, Any]:
         "rope_theta": rope.get("rope_theta") or c.rope_theta,
         "rope_layout": "half",
         "tie": c.tie_word_embeddings,
-        "dropout": c.attention_dropout,
+        "dropouts": (0.0, c.attention_dropout, 0.0),
         "eps": c.rms_norm_eps,
     }
 
@@ -274,7 +289,7 @@ def _gpt2(c: Any) -> dict[str, Any]:
         f"activation_function={c.activation_function!r}": c.activation_function not in names,
         "scale_attn_by_inverse_layer_idx": c.scale_attn_by_inverse_layer_idx,
         "scale_attn_weights=False": not c.scale_attn_weights,
-        "different dropouts": len({c.attn_pdrop, c.resid_pdrop, c.embd_pdrop}) > 1,
+        "add_cross_attention": c.add_cross_attention,
     }
     _refuse(extra, "TransformerLM")
     return {
@@ -290,7 +305,7 @@ def _gpt2(c: Any) -> dict[str, Any]:
         "activation": names[c.activation_function],
         "bias": True,
         "tie": c.tie_word_embeddings,
-        "dropout": c.resid_pdrop,
+        "dropouts": (c.embd_pdrop, c.attn_pdrop, c.resid_pdrop),
         "eps": c.layer_norm_epsilon,
         "init": "gpt2",
     }
@@ -299,7 +314,7 @@ def _gpt2(c: Any) -> dict[str, Any]:
 _CONFIGS = {"llama": _llama, "gpt2": _gpt2}
 
 
-def _on_meta(kind: type[nn.Module], **options: Any) -> nn.Module:
+def _on_meta(kind: type[nn.Module], **options: Any) -> Any:
     return kind(**options, device="meta")
 
 

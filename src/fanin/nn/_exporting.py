@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 NATIVE = 23  # first opset with Attention, RotaryEmbedding and RMSNormalization
@@ -54,14 +55,18 @@ def attention(
     groups: bool,
 ) -> Tensor:
     """As `functional.attention`, in operators whose meaning all runtimes share."""
-    if mask is None:
+    queries, keys = q.shape[-2], k.shape[-2]
+    # With fewer queries than keys, operators do not agree on which of them is the last.
+    if mask is None and (not causal or statically_known_true(queries == keys)):
         return F.scaled_dot_product_attention(
             q, k, v, is_causal=causal, scale=scale, enable_gqa=groups
         )
-    queries, keys = q.shape[-2], k.shape[-2]
     if causal:
-        seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril()
+        last = torch.arange(queries, device=q.device).unsqueeze(-1) + (keys - queries)
+        seen = torch.arange(keys, device=q.device) <= last
+        mask = seen if mask is None else mask
         mask = mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, -torch.inf)
+    assert mask is not None
     some = (mask if mask.dtype == torch.bool else ~mask.isneginf()).any(-1, keepdim=True)
     whole = mask.expand(*mask.shape[:-2], queries, keys)
     y = F.scaled_dot_product_attention(q, k, v, whole, scale=scale, enable_gqa=groups)

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import one_of
-from .._fans import Fan
 from .._layouts import Spec, register_module
 from ._base import Block, moved, positive
-from ._basic import Linear
+from ._basic import Linear, projection
 from ._dropout import Dropout
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -151,20 +150,18 @@ class SwiGLU(Block):
 
 @register_module(FeedForward)
 def _feed_forward(m: FeedForward) -> dict[str, Spec]:
-    d, hidden = m.w1.in_features, m.w1.out_features
     return {
-        "w1.weight": Spec("ffn_in", Fan(d, hidden), nonlinearity=m.activation.replace("_tanh", "")),
-        "w2.weight": Spec("ffn_out", Fan(hidden, d)),
+        "w1.weight": projection(m.w1, "ffn_in", m.activation.replace("_tanh", "")),
+        "w2.weight": projection(m.w2, "ffn_out"),
     }
 
 
 @register_module(SwiGLU)
 def _swiglu(m: SwiGLU) -> dict[str, Spec]:
-    d, hidden = m.w1.in_features, m.w1.out_features
     return {
-        "w1.weight": Spec("ffn_gate", Fan(d, hidden), nonlinearity="silu"),
-        "w3.weight": Spec("ffn_in", Fan(d, hidden)),
-        "w2.weight": Spec("ffn_out", Fan(hidden, d)),
+        "w1.weight": projection(m.w1, "ffn_gate", "silu"),
+        "w3.weight": projection(m.w3, "ffn_in"),
+        "w2.weight": projection(m.w2, "ffn_out"),
     }
 
 

@@ -115,6 +115,7 @@ def attention(
         0.0
     """
     _check(q, k, v, mask)
+    mask = None if mask is None else torch.atleast_2d(mask)
     if dropout is not None or need_weights:
         return _written_out(q, k, v, mask, causal, scale, dropout, need_weights)
     groups = q.dim() > 2 and q.shape[-3] != k.shape[-3]

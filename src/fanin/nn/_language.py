@@ -12,11 +12,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .._errors import InvalidValueError, one_of
-from .._fans import Fan
 from .._layouts import Spec, register_module
 from ._attention import KVCache
-from ._base import Block, divides, moved, positive
-from ._basic import Embedding, Linear
+from ._base import Block, divides, evaluated, moved, positive
+from ._basic import Embedding, Linear, projection
 from ._basic import norm as make_norm
 from ._dropout import Dropout
 from ._positions import LearnedPositions, RotaryEmbedding
@@ -95,6 +94,7 @@ class TransformerLM(Block):
             divides("num_heads", num_heads, "d_model", d_model)
         one_of("norm_layer", norm_layer, NORMS)
         self.context_length, self.checkpoint, self.init = context_length, checkpoint, init
+        self.tie = tie
         common: dict[str, Any] = {"device": device, "dtype": dtype}
         self.token_embeddings = Embedding(vocab_size, d_model, **common)
         rope = self.positions = None
@@ -127,8 +127,8 @@ class TransformerLM(Block):
         )
         self.ln_final = make_norm(norm_layer, d_model, eps=eps, bias=bias, **common)
         self.lm_head = Linear(d_model, vocab_size, **common)
-        if tie:
-            self.lm_head.weight = self.token_embeddings.weight
+        self._tied()
+        self.register_load_state_dict_post_hook(_tied_again)
 
     @classmethod
     def gpt2(
@@ -194,6 +194,16 @@ class TransformerLM(Block):
                 x = layer(x, cache=cache[i] if cache else None, **how)
         return self.lm_head(self.ln_final(x))
 
+    def _tied(self) -> None:
+        if self.tie:
+            self.lm_head.weight = self.token_embeddings.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As torch does it, but `to_empty` leaves tied weights tied."""
+        super()._apply(fn, recurse)
+        self._tied()
+        return self
+
     def make_cache(self, max_len: int | None = None) -> list[KVCache]:
         """An empty cache for every layer, with room for ``max_len`` tokens (all by default)."""
         return [KVCache(max_len or self.context_length) for _ in self.layers]
@@ -239,12 +249,8 @@ class TransformerLM(Block):
         choose = partial(
             sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
         )
-        training = self.training
-        self.eval()
-        try:
+        with evaluated(self):
             return self._continued(ids, max_new_tokens, stop, choose)
-        finally:
-            self.train(training)
 
     def _continued(
         self, ids: Tensor, count: int, stop: int | None, choose: Callable[[Tensor], Tensor]
@@ -270,9 +276,15 @@ class TransformerLM(Block):
         new = {_without(_PREFIXES, n): t for n, t in weights.items() if "rotary_emb" not in n}
         new = moved(new, _ALIASES)
         head, table = "lm_head.weight", "token_embeddings.weight"
-        if self.lm_head.weight is self.token_embeddings.weight and table in new:
+        if self.tie and table in new:
             new.setdefault(head, new[table])
         return new
+
+
+def _tied_again(module: nn.Module, _: Any) -> None:
+    """Hook after loading, which may have put new tensors in place."""
+    assert isinstance(module, TransformerLM)
+    module._tied()  # noqa: SLF001 - of this file's own class
 
 
 def _without(prefixes: tuple[str, ...], name: str) -> str:
@@ -323,5 +335,4 @@ def _check_sampling(
 
 @register_module(TransformerLM)
 def _language_model(m: TransformerLM) -> dict[str, Spec]:
-    fan = Fan(m.lm_head.in_features, m.lm_head.out_features)
-    return {"lm_head.weight": Spec("head", fan)}
+    return {"lm_head.weight": projection(m.lm_head, "head")}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .._errors import InvalidValueError, MissingExtraError, ModelError
 from .._inputs import Inputs, as_inputs
 from . import _exporting
+from ._base import evaluated
 from ._language import TransformerLM
 
 OPSETS = range(18, 24)
@@ -69,7 +70,7 @@ def export_onnx(
         module, _example(module) if example_inputs is None else as_inputs(example_inputs)
     )
     axes = {name: _free_axes(name, tensor) for name, tensor in inputs.items()}
-    with _evaluated(module), tempfile.TemporaryDirectory(dir=Path(path).resolve().parent) as folder:
+    with evaluated(module), tempfile.TemporaryDirectory(dir=Path(path).resolve().parent) as folder:
         file = Path(folder, "model.onnx")
         _write(module, inputs, axes, opset, file)
         errors = _compare(module, file, inputs, axes) if check else {}
@@ -165,18 +166,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(before)
-
-
-@contextmanager
-def _evaluated(module: nn.Module) -> Iterator[None]:
-    """In eval mode, each part back as it was afterwards."""
-    before = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in before:
-            m.training = training
 
 
 def _compare(

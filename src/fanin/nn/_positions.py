@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._errors import InvalidValueError, one_of
 from .._fans import Fan
@@ -78,7 +79,7 @@ class SinusoidalPositions(_Tables):
     def tables(self) -> dict[str, Tensor]:
         even = torch.arange(0, self.d_model, 2, dtype=torch.float64, device="cpu")
         angles = _angles(self.max_len, self.base ** (-even / self.d_model))
-        table = torch.empty(self.max_len, self.d_model, device="cpu")
+        table = torch.empty(self.max_len, self.d_model, dtype=torch.float32, device="cpu")
         table[:, 0::2] = angles.sin()
         table[:, 1::2] = angles.cos()[:, : self.d_model // 2]
         return {"table": table}
@@ -246,7 +247,7 @@ def _rows(
     if positions.is_floating_point() or positions.dtype == torch.bool:
         raise InvalidValueError(f"positions must be integers, got {positions.dtype}.")
     try:
-        return tuple(t.to(x.device)[positions] for t in tables)
+        return tuple(F.embedding(positions, t.to(x.device)) for t in tables)
     except IndexError as error:
         raise InvalidValueError(
             f"positions must be at least 0 and below max_len={max_len}; {error}."

@@ -356,11 +356,11 @@ def _positions(
 
 
 def _flat(mask: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """A mask over (..., T, T) or (..., heads, T, T) with the leading axes of x made one."""
-    if mask is None or mask.dim() == 2 or len(shape) == 3:
+    """A mask over (..., T, T) or (..., heads, T, T) with the leading axes of x, none or more, made one."""
+    if mask is None or mask.dim() <= 2:
         return mask
-    lead = len(shape) - 2
-    return mask.expand(*shape[:lead], *mask.shape[lead:]).flatten(0, lead - 1)
+    own = mask.shape[-3:] if mask.dim() > len(shape) else mask.shape[-2:]
+    return mask.expand(*shape[:-2], *own).reshape(-1, *own)
 
 
 def _flat_positions(positions: Tensor | None, shape: torch.Size) -> Tensor | None:
