@@ -6,6 +6,8 @@
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+# Tests at a time.
+WORKERS ?= 2
 STAMP   = $(VENV)/.installed
 
 .PHONY: demo test test-slow check docs clean
@@ -20,10 +22,10 @@ demo: $(STAMP)
 	$(BIN)/fanin demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n $(WORKERS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
