@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 from ._errors import InvalidValueError, PlanError, closest, finite
@@ -71,13 +72,17 @@ class InitPlan:
     def __getitem__(self, key: int | str | slice) -> Row | tuple[Row, ...]:
         if not isinstance(key, str):
             return self.rows[key]
-        for row in self.rows:
-            if key == row.name or key in row.aliases:
-                return row
+        if key in self._by_name:
+            return self._by_name[key]
         raise KeyError(f"no parameter {key!r} in this plan.{closest(key, self.names)}")
 
     def __contains__(self, key: object) -> bool:
-        return key in self.rows or any(key == r.name or key in r.aliases for r in self.rows)
+        return key in self._by_name if isinstance(key, str) else key in self.rows
+
+    @cached_property
+    def _by_name(self) -> dict[str, Row]:
+        """Rows by all their names."""
+        return {n: r for r in self.rows for n in (r.name, *r.aliases)}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,10 +95,12 @@ class InitPlan:
         Raises:
             PlanError: nothing matches.
         """
+        if name_or_glob in self._by_name:
+            return (self._by_name[name_or_glob],)
         hit = tuple(
             r
             for r in self.rows
-            if any(n == name_or_glob or fnmatchcase(n, name_or_glob) for n in (r.name, *r.aliases))
+            if any(fnmatchcase(n, name_or_glob) for n in (r.name, *r.aliases))
         )
         if not hit:
             raise PlanError(
