@@ -100,7 +100,7 @@ class MultiHeadAttention(Block):
         bias: in the projections.
         dropout: probability of dropping an attention weight.
         rope: a `RotaryEmbedding` of head_dim, applied to queries and keys.
-        qk_norm: ``rms``: queries and keys are normalised per head before they meet.
+        qk_norm: ``rms`` or True: queries and keys are normalised per head before they meet.
         causal: a token attends to itself and what came before.
         device, dtype: as in torch.nn.
 
@@ -129,7 +129,7 @@ class MultiHeadAttention(Block):
         bias: bool = True,
         dropout: float = 0.0,
         rope: RotaryEmbedding | None = None,
-        qk_norm: str | None = None,
+        qk_norm: str | bool | None = None,
         causal: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -157,8 +157,8 @@ class MultiHeadAttention(Block):
         self.v_proj = Linear(self.vdim, shared, bias, **common)
         self.output_proj = Linear(inner, d_model, bias, **common)
         self.q_norm = self.k_norm = None
-        if qk_norm is not None:
-            one_of("qk_norm", qk_norm, ("rms",))
+        if qk_norm not in (None, False):
+            one_of("qk_norm", "rms" if qk_norm is True else qk_norm, ("rms",))
             self.q_norm = RMSNorm(self.head_dim, **common)
             self.k_norm = RMSNorm(self.head_dim, **common)
         self.rope = rope

@@ -80,7 +80,7 @@ class TransformerLM(Block):
         dropout: float = 0.0,
         kv_heads: int | None = None,
         head_dim: int | None = None,
-        qk_norm: str | None = None,
+        qk_norm: str | bool | None = None,
         eps: float = 1e-5,
         checkpoint: bool = False,
         init: str = "cs336",
