@@ -249,3 +249,25 @@ def test_padding_that_is_multiplied_away_leaves_rows_of_zeros():
     np.testing.assert_allclose(y.q[:2, :2, 0], [[3.0, 3.0], [3.0, 0.0]])
     grad = registry.BACKWARD["mul"](grad=full((2, 8, 6), 2.0), x=x, other=measured(mask))["x"]
     np.testing.assert_allclose(grad.q[:2, :2, 0], [[2.0, 2.0], [2.0, 0.0]])
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_is_below_the_larger_of_two(anew):
+    """exp(x - max(x, y)) is at most 1, whether x is the same tensor or the same sum made once more."""
+    x, y = scaled(X, 2.0).plain(), scaled(Y, 2.0).plain()
+    top = registry.FORWARD["maximum"](op="maximum", x=x, other=y)
+    same = x.with_(note=x.note) if anew else x
+    below = registry.FORWARD["sub"](x=same, other=top)
+    share = registry.FORWARD["exp"](op="exp", x=below)
+    n = 400_000
+    rng = np.random.default_rng(0)
+    mean, std = (
+        [t.average_mean for t in (x, y)],
+        [math.sqrt(t.second_moment - t.average_mean**2) for t in (x, y)],
+    )
+    a, b = (m + s * rng.standard_normal(n) for m, s in zip(mean, std, strict=True))
+    for found, real in ((below, a - np.maximum(a, b)), (share, np.exp(a - np.maximum(a, b)))):
+        # moments of n draws: a relative error of sqrt(kurtosis / n), 5 sigmas of a kurtosis below 20
+        slack = 5 * math.sqrt(20 / n)
+        assert found.second_moment == pytest.approx(np.square(real).mean(), rel=slack)
+        assert found.average_mean == pytest.approx(real.mean(), rel=slack)

@@ -98,9 +98,7 @@ class InitPlan:
         if name_or_glob in self._by_name:
             return (self._by_name[name_or_glob],)
         hit = tuple(
-            r
-            for r in self.rows
-            if any(fnmatchcase(n, name_or_glob) for n in (r.name, *r.aliases))
+            r for r in self.rows if any(fnmatchcase(n, name_or_glob) for n in (r.name, *r.aliases))
         )
         if not hit:
             raise PlanError(

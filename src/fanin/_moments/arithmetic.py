@@ -29,7 +29,7 @@ from .elementary import root
 from .gaussian import pointwise
 from .kin import Operand
 from .masks import additive, in_blocks
-from .notes import Reduction, linear, note_of
+from .notes import Larger, Reduction, linear, note_of
 from .registry import backward, forward
 from .rows import with_mean
 from .strata import Array
@@ -67,8 +67,16 @@ def add_backward(grad: Abstract, x: Operand, other: Operand, alpha: float = 1.0)
 
 @forward("sub", "subtract")
 def sub(x: Operand, other: Operand, alpha: float = 1.0) -> Abstract:
-    """x - alpha y."""
+    """x - alpha y; x - max(x, y) = -max(y - x, 0), as in a softmax that is summed up step by step."""
+    note = note_of(other, Larger) if isinstance(other, Abstract) and alpha == 1 else None
+    rest = note.other(x) if note is not None and isinstance(x, Abstract) else None
+    if rest is not None:
+        return pointwise(plus(rest, x, 1.0, -1.0).plain(), _lacking)
     return add(x, other, -float(alpha))
+
+
+def _lacking(z: Array) -> Array:
+    return -np.maximum(z, 0.0)
 
 
 @backward("sub", "subtract")
@@ -313,7 +321,10 @@ for _name, _same in (("fmax", "maximum"), ("fmin", "minimum"), ("special_xlogy",
 @forward(*BINARY)
 def binary(op: str, x: Operand, other: Operand) -> Abstract:
     """f(x, y) by quadrature in both arguments."""
-    return joint(x, other, BINARY[op][0])
+    out = joint(x, other, BINARY[op][0])
+    if op in ("maximum", "fmax") and isinstance(x, Abstract) and isinstance(other, Abstract):
+        return out.with_(note=(Larger((x, other)),))
+    return out
 
 
 @backward(*BINARY)

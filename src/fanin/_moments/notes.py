@@ -88,6 +88,24 @@ class Factored:
     f: Function
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Larger:
+    """The larger of two tensors, element by element."""
+
+    of: tuple[Abstract, Abstract]
+
+    def other(self, x: Abstract) -> Abstract | None:
+        """The one that is not x, if x is one of them, or was computed once more like it."""
+        for part, rest in (self.of, self.of[::-1]):
+            if x is part or (
+                x.dims == part.dims
+                and np.array_equal(x.mean, part.mean)
+                and np.array_equal(x.q, part.q)
+            ):
+                return rest
+        return None
+
+
 def unchained(x: Abstract) -> tuple[Abstract, Function]:
     """(b, f) with x = f(b): its chain, or x itself."""
     return x.chain or (x, identity)
