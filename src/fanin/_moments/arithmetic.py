@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from .domain import (
 )
 from .elementary import root
 from .gaussian import pointwise
-from .kin import Operand
+from .kin import Operand, certain
 from .masks import additive, in_blocks
 from .notes import Larger, Reduction, linear, note_of
 from .registry import backward, forward
@@ -322,9 +323,13 @@ for _name, _same in (("fmax", "maximum"), ("fmin", "minimum"), ("special_xlogy",
 def binary(op: str, x: Operand, other: Operand) -> Abstract:
     """f(x, y) by quadrature in both arguments."""
     out = joint(x, other, BINARY[op][0])
-    if op in ("maximum", "fmax") and isinstance(x, Abstract) and isinstance(other, Abstract):
+    if op in ("maximum", "fmax") and _varies(x) and _varies(other):
         return out.with_(note=(Larger((x, other)),))
     return out
+
+
+def _varies(x: Operand) -> TypeGuard[Abstract]:
+    return isinstance(x, Abstract) and x.known is None and certain(x) is None
 
 
 @backward(*BINARY)
