@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._errors import ModelError, PlanError, closest
+from ._errors import ModelError, PlanError, closest, listed
 from ._fill import prepared, prepared_shards
 from ._rng import Stream
 from ._roles import Slot, canonical, slots_of
@@ -21,8 +21,6 @@ from .distributions import Distribution, Kept
 if TYPE_CHECKING:
     from ._plan import InitPlan
     from ._rows import Row
-
-SHOWN = 8  # differences named before the message turns into a count
 
 
 def apply_plan_(
@@ -142,10 +140,8 @@ def _but(name: str, names: Iterable[str]) -> str:
 
 def _refuse(problems: list[str]) -> None:
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listed = "".join(f"\n  {p}" for p in problems[:SHOWN])
         raise PlanError(
-            f"this plan is for another model; nothing was written:{listed}{more}\n"
+            f"this plan is for another model; nothing was written:{listed(problems)}\n"
             "Make a plan for this model with fanin.plan(model, inputs), or pass a part with "
             "plan.select(glob) or plan.within(model)."
         )

@@ -168,8 +168,10 @@ def init(
     loaded = _load(target, inputs)
     made = given or _plan_of(loaded, scheme, overrides)
     with _users_code("filling"):
+        has_numbers = any(not p.is_meta for p in loaded.module.parameters())
         made.materialize_(loaded.module, seed=seed, device=device)  # what has no numbers yet
-        made.fill_(loaded.module, seed=seed)
+        if has_numbers:
+            made.fill_(loaded.module, seed=seed)
     about = {"rng": made.rng, "scheme": made.scheme, "seed": str(seed), "plan": made.hash()}
     write_whole(output, lambda path: save(loaded.module, path, about))
     talk(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+SHOWN = 8  # problems that a message lists; of the rest it says how many
 
 
 class FaninError(Exception):
@@ -39,6 +41,18 @@ class MissingExtraError(FaninError, ImportError):
             f"{what} needs {package}, which is not installed. "
             f"Install it with: pip install 'fanin[{extra}]'"
         )
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Each on a line of its own, `SHOWN` at most, then how many more there are.
+
+    >>> print("wrong:" + listed(["a", "b"]))
+    wrong:
+      a
+      b
+    """
+    more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return "".join(f"\n  {p}" for p in problems[:SHOWN]) + more
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,6 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from ._allocate import Site, allocate_, check_device, sites_of
 from ._apply import (
-    SHOWN,
     Place,
     check_kept,
     check_parametrization,
@@ -25,7 +24,7 @@ from ._apply import (
     write_row,
 )
 from ._buffers import computed
-from ._errors import FaninError, ModelError
+from ._errors import FaninError, ModelError, listed
 from ._fill import fill_
 from ._rng import Stream
 from ._roles import behind
@@ -54,9 +53,9 @@ def materialize_(
     values, problems = _buffer_values(model, sites)
     problems = [*_row_problems(places, seed), *problems]
     if problems:
-        more = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        listed = "".join(f"\n  {p}" for p in problems[:SHOWN])
-        raise ModelError(f"this model cannot be materialised; nothing was written:{listed}{more}")
+        raise ModelError(
+            f"this model cannot be materialised; nothing was written:{listed(problems)}"
+        )
     behind_rows = {n for p in places for n in p.slot.through}
     owned = {id(p.slot.tensor) for p in places if not p.slot.through}
     owned |= {id(s.tensor) for s in sites if s.kind == "buffer" or s.name in behind_rows}

@@ -16,8 +16,7 @@ from torch.nn.modules import module as hooks
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from ._apply import SHOWN
-from ._errors import ModelError
+from ._errors import ModelError, listed
 from ._shards import is_dtensor
 
 DRAWS = {
@@ -169,10 +168,8 @@ def no_init() -> Iterator[Skipped]:
         yield record
     left = record.left()
     if left:
-        more = f"\n  and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-        listed = "".join(f"\n  {x}" for x in left[:SHOWN])
         raise ModelError(
-            f"no_init() skipped their draws, and nothing was written to them since:{listed}{more}\n"
+            f"no_init() skipped their draws, and nothing was written to them since:{listed(left)}\n"
             "Fill the model inside the block: fanin.initialize_(model), plan.fill_(model), or load a state dict."
         )
 

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ._apply import SHOWN, Place, checked_places, row_writes, rows_within
+from ._apply import Place, checked_places, row_writes, rows_within
 from ._distribution import MatrixWide
-from ._errors import ModelError, PlanError
+from ._errors import SHOWN, ModelError, PlanError, listed
 from ._fingerprint import fingerprint
 from ._roles import canonical
 from ._rows import Row
@@ -203,15 +203,9 @@ def _report(*, apart: list[str], missing: list[str], other: list[str], own: list
         *(f"{n}: no rank holds it" for n in missing),
     ]
     if found:
-        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         mine = (
             f"\nThis rank's own part differs from the plan in {', '.join(own[:SHOWN])}."
             if own
             else ""
         )
-        raise ModelError(
-            "the model is not as planned:"
-            + "".join(f"\n  {f}" for f in found[:SHOWN])
-            + more
-            + mine
-        )
+        raise ModelError(f"the model is not as planned:{listed(found)}{mine}")

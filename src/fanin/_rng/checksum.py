@@ -8,7 +8,6 @@ Words may be summed in any order and on any number of machines.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import cache
 from struct import Struct
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import PORTABLE, Index, runs
+from .backend import Index, is_portable, runs
 from .philox import Array
 
 STEP = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio, odd
@@ -98,4 +97,4 @@ def _kernel(size: int) -> Sum | None:
 
 
 def _sum(size: int) -> Sum | None:
-    return None if os.environ.get(PORTABLE, "0") not in ("", "0") else _kernel(size)
+    return None if is_portable() else _kernel(size)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._errors import InvalidValueError, one_of
 from .._layouts import Spec, register_module
-from ._base import Block, divides, moved, positive
+from ._base import Block, divides, head_size, moved, positive
 from ._basic import Linear, RMSNorm, projection
 from ._dropout import Dropout
 from ._functional import attention
@@ -135,14 +135,11 @@ class MultiHeadAttention(Block):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        positive(d_model=d_model, num_heads=num_heads, kv_heads=kv_heads, head_dim=head_dim)
-        positive(kdim=kdim, vdim=vdim)
-        if head_dim is None:
-            divides("num_heads", num_heads, "d_model", d_model)
+        positive(kv_heads=kv_heads, kdim=kdim, vdim=vdim)
+        self.head_dim = head_size(d_model, num_heads, head_dim)
         self.d_model, self.num_heads = d_model, num_heads
         self.kv_heads = kv_heads or num_heads
         divides("kv_heads", self.kv_heads, "num_heads", num_heads)
-        self.head_dim = head_dim or d_model // num_heads
         self.kdim = kdim or d_model
         self.vdim = vdim or self.kdim
         self.causal = causal

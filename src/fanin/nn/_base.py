@@ -187,6 +187,21 @@ def divides(small: str, a: int, large: str, b: int) -> None:
         raise InvalidValueError(f"{small} must divide {large}, got {small}={a} and {large}={b}.")
 
 
+def head_size(d_model: int, num_heads: int, head_dim: int | None = None) -> int:
+    """``head_dim`` if it is given, else the heads' equal share of ``d_model``.
+
+    Raises:
+        InvalidValueError: a size that is no positive integer, or no equal share.
+
+    >>> head_size(64, 4)
+    16
+    """
+    positive(d_model=d_model, num_heads=num_heads, head_dim=head_dim)
+    if head_dim is None:
+        divides("num_heads", num_heads, "d_model", d_model)
+    return head_dim or d_model // num_heads
+
+
 def names_of(weights: Iterable[str], shown: int = 6) -> str:
     """A few names for a message, with a count of the rest."""
     listed = sorted(weights)

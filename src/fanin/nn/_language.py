@@ -9,17 +9,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from .._errors import InvalidValueError, one_of
 from .._layouts import Spec, register_module
 from ._attention import KVCache
-from ._base import Block, divides, evaluated, moved, positive
+from ._base import Block, evaluated, head_size, moved, positive
 from ._basic import Embedding, Linear, projection
 from ._basic import norm as make_norm
 from ._dropout import Dropout
 from ._positions import LearnedPositions, RotaryEmbedding
-from ._transformer import NORMS, TransformerBlock
+from ._transformer import NORMS, TransformerBlock, run_layer
 
 _ALIASES = {"embed_tokens.": "token_embeddings.", "wte.": "token_embeddings.",
             "wpe.": "positions.", "h.": "layers.", "norm.": "ln_final.", "ln_f.": "ln_final."}  # fmt: skip
@@ -89,9 +88,8 @@ class TransformerLM(Block):
     ) -> None:
         super().__init__()
         positive(vocab_size=vocab_size, context_length=context_length, d_model=d_model)
-        positive(num_layers=num_layers, num_heads=num_heads, head_dim=head_dim)
-        if head_dim is None:
-            divides("num_heads", num_heads, "d_model", d_model)
+        positive(num_layers=num_layers)
+        size = head_size(d_model, num_heads, head_dim)
         one_of("norm_layer", norm_layer, NORMS)
         self.context_length, self.checkpoint, self.init = context_length, checkpoint, init
         self.tie = tie
@@ -99,7 +97,6 @@ class TransformerLM(Block):
         self.token_embeddings = Embedding(vocab_size, d_model, **common)
         rope = self.positions = None
         if positions is not None and one_of("positions", positions, ("rope", "learned")) == "rope":
-            size = head_dim or d_model // num_heads
             rope = RotaryEmbedding(size, rope_theta, context_length, rope_layout)
         elif positions == "learned":
             self.positions = LearnedPositions(d_model, context_length, **common)
@@ -188,10 +185,8 @@ class TransformerLM(Block):
             "positions": positions,
         }
         for i, layer in enumerate(self.layers):
-            if self.checkpoint and torch.is_grad_enabled() and cache is None:
-                x = checkpoint(layer, x, use_reentrant=False, **how)
-            else:
-                x = layer(x, cache=cache[i] if cache else None, **how)
+            own = cache[i] if cache else None
+            x = run_layer(layer, x, recompute=self.checkpoint and own is None, cache=own, **how)
         return self.lm_head(self.ln_final(x))
 
     def _tied(self) -> None:
@@ -307,7 +302,8 @@ def sample(
         logits = logits.masked_fill(logits < least, -torch.inf)
     if top_p is not None:
         ordered, order = logits.sort(-1, descending=True)
-        before = F.softmax(ordered, -1).cumsum(-1) - F.softmax(ordered, -1)
+        shares = F.softmax(ordered, -1)
+        before = shares.cumsum(-1) - shares
         ordered = ordered.masked_fill(before >= top_p, -torch.inf)
         logits = logits.scatter(-1, order, ordered)
     weights = F.softmax(logits, -1)

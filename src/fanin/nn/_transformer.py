@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from .._errors import InvalidValueError, one_of
 from . import _exporting
 from ._attention import KVCache, MultiHeadAttention
-from ._base import Block, divides, moved, positive
+from ._base import Block, head_size, moved, positive
 from ._basic import norm as make_norm
 from ._dropout import Dropout
 from ._feedforward import feed_forward
@@ -123,11 +123,8 @@ class TransformerBlock(Block):
             >>> sorted(TransformerBlock.llama(64, 4, max_len=32).state_dict())[-3:]
             ['ffn.w3.weight', 'ln1.weight', 'ln2.weight']
         """
-        positive(d_model=d_model, num_heads=num_heads, max_len=max_len)
-        head_dim = other.get("head_dim")
-        if head_dim is None:
-            divides("num_heads", num_heads, "d_model", d_model)
-        rope = RotaryEmbedding(head_dim or d_model // num_heads, rope_theta, max_len, rope_layout)
+        size = head_size(d_model, num_heads, other.get("head_dim"))
+        rope = RotaryEmbedding(size, rope_theta, max_len, rope_layout)
         kind: dict[str, Any] = {"norm_layer": "rms", "ffn": "swiglu", "bias": False, "causal": True}
         return cls(d_model, num_heads, d_ff=d_ff, rope=rope, **(kind | other))
 
@@ -254,15 +251,13 @@ class TransformerEncoder(Block):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        positive(d_model=d_model, num_heads=num_heads, num_layers=num_layers, max_len=max_len)
-        divides("num_heads", num_heads, "d_model", d_model)
+        positive(num_layers=num_layers, max_len=max_len)
+        size = head_size(d_model, num_heads)
         if unpad not in UNPAD:
             raise InvalidValueError(f"unpad must be 'auto', True or False, got {unpad!r}.")
         self.d_model, self.unpad, self.checkpoint, self.init = d_model, unpad, checkpoint, init
         common: dict[str, Any] = {"device": device, "dtype": dtype}
-        rope = (
-            RotaryEmbedding(d_model // num_heads, max_len=max_len) if positions == "rope" else None
-        )
+        rope = RotaryEmbedding(size, max_len=max_len) if positions == "rope" else None
         self.positions = _positions(positions, d_model, max_len, common)
         gated = activation == "swiglu"
         self.layers = nn.ModuleList(
@@ -324,10 +319,7 @@ class TransformerEncoder(Block):
 
     def _run(self, x: Tensor, **how: Any) -> Tensor:
         for layer in self.layers:
-            if self.checkpoint and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False, **how)
-            else:
-                x = layer(x, **how)
+            x = run_layer(layer, x, recompute=self.checkpoint, **how)
         return x
 
     def _final(self, x: Tensor) -> Tensor:
@@ -343,6 +335,13 @@ class TransformerEncoder(Block):
     def renamed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """torch's name of the final norm."""
         return moved(weights, {"norm.": "ln_final."})
+
+
+def run_layer(layer: nn.Module, x: Tensor, *, recompute: bool, **how: Any) -> Tensor:
+    """``layer(x)``, its inside kept for the backward pass or computed again in it."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(layer, x, use_reentrant=False, **how)
+    return layer(x, **how)
 
 
 def _positions(
