@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 NATIVE = 23  # first opset with Attention, RotaryEmbedding and RMSNormalization
@@ -55,6 +54,9 @@ def attention(
     groups: bool,
 ) -> Tensor:
     """As `functional.attention`, in operators whose meaning all runtimes share."""
+    # Half a second to import, for exports alone.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # noqa: PLC0415
+
     queries, keys = q.shape[-2], k.shape[-2]
     # With fewer queries than keys, operators do not agree on which of them is the last.
     if mask is None and (not causal or statically_known_true(queries == keys)):
